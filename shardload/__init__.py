@@ -1,0 +1,1 @@
+"""Serve every GGUF model on a machine from one process."""
