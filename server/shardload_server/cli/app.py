@@ -1,0 +1,281 @@
+"""The commands and their options; the work of each is in a module that is imported when it runs.
+
+Nothing heavy may be imported here: ``shardload --help`` has to be instant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from shardload_server.cli import console
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+class Commands(TyperGroup):
+    """Turns the errors that we foresee into one red line and exit code 1."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the chosen command; with ``--debug`` every error keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            line = None if ctx.params.get("debug") else console.phrase(error)
+            if line is None:
+                raise
+            console.complain(line)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve every GGUF model on this machine from one process, behind one port.",
+)
+config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a configuration file.")
+route_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the routing rules.")
+app.add_typer(config_app, name="config")
+app.add_typer(route_app, name="route")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from shardload._version import __version__
+
+        typer.echo(f"shardload {__version__}")
+        raise typer.Exit
+
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A shardload.toml.")]
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="SHARDLOAD_URL", show_envvar=False, metavar="URL", help="The server.  [SHARDLOAD_URL]"
+    ),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="SHARDLOAD_API_KEY",
+        show_envvar=False,
+        metavar="KEY",
+        help="Its key.  [SHARDLOAD_API_KEY]",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
+
+
+@app.callback()
+def root(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="SHARDLOAD_DEBUG", show_envvar=False, help="Show tracebacks.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Serve every GGUF model on this machine from one process, behind one port."""
+
+
+@app.command()
+def serve(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE_OR_FOLDER", help="Models; without any: the demo models."),
+    ] = None,
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where to listen.  [127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="Port; 0: any free one.  [8080]")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Memory for models: 12GiB.  [80% of what is available]"),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Context tokens per model.  [the model's, at most 4096]"),
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=256, help="Requests at once per model.  [4]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Compute threads.  [all physical cores]")
+    ] = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option(metavar="N", min=-1, help="Layers on the GPU, for builds with one.  [0]")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="SHARDLOAD_API_KEY", show_envvar=False, metavar="KEY", help="A key to ask for; repeatable."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file with one key per line.")
+    ] = None,
+) -> None:
+    """Serve models behind one OpenAI-compatible port."""
+    from shardload_server.cli import serve as command
+
+    options = command.ServeOptions(
+        paths=tuple(paths or ()),
+        config=config,
+        host=host,
+        port=port,
+        budget=budget,
+        ctx=ctx,
+        parallel=parallel,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        api_keys=tuple(api_key or ()),
+        api_key_file=api_key_file,
+    )
+    command.serve(options)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a name on a server.")],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Without: a conversation.")] = None,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="N", min=0.0, help="0: always the likeliest.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Same seed, same text.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer.")] = None,
+    ctx: Annotated[int | None, typer.Option(metavar="N", min=0, help="Context tokens (files only).")] = None,
+) -> None:
+    """Chat in the terminal, with a file or a running server."""
+    from shardload_server.cli import run as command
+
+    options = command.RunOptions(
+        model=model,
+        url=url,
+        api_key=api_key,
+        system=system,
+        temperature=temperature,
+        seed=seed,
+        max_tokens=max_tokens,
+        ctx=ctx,
+    )
+    command.run(options, prompt)
+
+
+@app.command("list")
+def list_models(url: UrlOption = DEFAULT_URL, api_key: KeyOption = None, as_json: JsonOption = False) -> None:
+    """List the models that a running server knows."""
+    from shardload_server.cli import remote
+
+    remote.list_models(remote.Server(url, api_key), as_json=as_json)
+
+
+@app.command()
+def ps(url: UrlOption = DEFAULT_URL, api_key: KeyOption = None, as_json: JsonOption = False) -> None:
+    """Show what is open on a running server."""
+    from shardload_server.cli import remote
+
+    remote.show_open(remote.Server(url, api_key), as_json=as_json)
+
+
+@app.command()
+def load(
+    model: ModelArgument,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="Give the name another file of the folders.")
+    ] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it until it is unpinned.")] = False,
+    keep_alive: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it stays when idle: 5m, -1: for ever.")
+    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+) -> None:
+    """Open a model on a running server."""
+    from shardload_server.cli import remote
+
+    remote.load(remote.Server(url, api_key), model, file=file, pin=pin, keep_alive=keep_alive)
+
+
+@app.command()
+def unload(model: ModelArgument, url: UrlOption = DEFAULT_URL, api_key: KeyOption = None) -> None:
+    """Close a model on a running server when its requests are done."""
+    from shardload_server.cli import remote
+
+    remote.unload(remote.Server(url, api_key), model)
+
+
+@app.command()
+def pin(
+    model: ModelArgument,
+    off: Annotated[bool, typer.Option("--off", help="Let it leave again.")] = False,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+) -> None:
+    """Keep a model of a running server in memory, or let it go."""
+    from shardload_server.cli import remote
+
+    remote.pin(remote.Server(url, api_key), model, pinned=not off)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or any part of a split one.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    metadata: Annotated[bool, typer.Option("--metadata", help="List every key.")] = False,
+    ctx: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Context to count KV bytes for.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a GGUF file, and what of it is in memory."""
+    from shardload_server.cli import inspect as command
+
+    command.inspect(file, tensors=tensors, metadata=metadata, ctx_tokens=ctx, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check what this machine and this build can do."""
+    from shardload_server.cli import doctor as command
+
+    command.doctor(as_json=as_json)
+
+
+@config_app.command("check")
+def config_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A shardload.toml.")],
+) -> None:
+    """Check a configuration file; an error names its line."""
+    from shardload_server.cli import serve as command
+
+    command.check_config(file)
+
+
+@route_app.command("explain")
+def route_explain(
+    request: Annotated[Path, typer.Argument(metavar="REQUEST.json", help="A request's body; -: stdin.")],
+    config: ConfigOption = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="NAME", help="chat, completion or embedding.  [by the body]")
+    ] = None,
+    header: Annotated[list[str] | None, typer.Option(metavar="NAME:VALUE", help="Repeatable.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="The API key it came with.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which model would answer a request, and why."""
+    from shardload_server.cli import explain as command
+
+    command.explain(request, config, endpoint=endpoint, headers=tuple(header or ()), key=key, as_json=as_json)

@@ -1,0 +1,77 @@
+"""What every command prints with: one console for answers, one for what goes wrong."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from shardload.errors import ShardloadError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def stdout() -> Console:
+    """A console on standard output; nothing in a string is taken for markup unless asked for."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def stderr() -> Console:
+    """A console on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def complain(message: str) -> None:
+    """Print one red line."""
+    stderr().print(message, style="red", soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Print one yellow line."""
+    stderr().print(message, style="yellow", soft_wrap=True)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Print one red line and end the command with ``code``."""
+    complain(message)
+    raise typer.Exit(code)
+
+
+def phrase(error: Exception) -> str | None:
+    """The one line that says what went wrong, or None for an error nobody foresaw."""
+    if isinstance(error, ShardloadError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return f"{error.filename}: {reason}" if error.filename else reason
+    httpx = sys.modules.get("httpx")
+    if httpx is not None and isinstance(error, httpx.HTTPError | httpx.InvalidURL):
+        return str(error) or type(error).__name__
+    return None
+
+
+def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
+    """A plain table; the columns in ``numbers`` are right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        right = column in numbers
+        made.add_column(column, justify="right" if right else "left", no_wrap=right)
+    return made
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON, ready for a pipe."""
+    import msgspec
+
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    sys.stdout.write(text.decode() + "\n")
