@@ -1,0 +1,1 @@
+"""The models on disk, which of them are open, and who is using them."""

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardload.config import Config, load_config, parse_bytes, parse_config, parse_duration
+from shardload.errors import ConfigError
+
+FULL = """\
+# everything that there is
+folders = ["models", "~/more"]
+files = ["single.gguf"]
+
+[server]
+port = 9000
+api_keys = ["one", "two"]
+max_body_bytes = "1MiB"
+shutdown_seconds = "1m"
+
+[memory]
+budget = "12GiB"
+
+[engine]
+ctx = 2048
+keep_alive = "5m"
+
+[models."small.q4"]
+file = "a/b.gguf"
+aliases = ["small"]
+pin = true
+keep_alive = -1
+parameters = { temperature = 0.2, stop = ["END"] }
+
+[models.terse]
+base = "small"
+system = "Be brief."
+
+[[routes]]
+name = "long"
+target = "small"
+match = { model = "auto", min_prompt_tokens = 1000, headers = { x-tier = "gold" } }
+
+[[routes]]
+name = "rest"
+target = "terse"
+fallbacks = ["small"]
+"""
+
+
+def failure(text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "/etc/shardload.toml")
+    return caught.value
+
+
+def test_full_file(tmp_path: Path) -> None:
+    path = tmp_path / "shardload.toml"
+    path.write_text(FULL)
+    config = load_config(path)
+    assert config.folders == (str(tmp_path / "models"), str(Path("~/more").expanduser()))
+    assert config.files == (str(tmp_path / "single.gguf"),)
+    assert config.server.port == 9000
+    assert config.server.host == "127.0.0.1"
+    assert config.server.max_body_bytes == 1024**2
+    assert config.server.shutdown_seconds == 60
+    assert config.memory.budget == 12 * 1024**3
+    assert (config.engine.ctx, config.engine.keep_alive, config.engine.parallel) == (2048, 300.0, 4)
+    small = config.models["small.q4"]
+    assert small.file == str(tmp_path / "a" / "b.gguf")
+    assert (small.pin, small.keep_alive, small.parameters["temperature"]) == (True, -1, 0.2)
+    assert config.models["terse"].base == "small"
+    assert [route.name for route in config.routes] == ["long", "rest"]
+    assert config.routes[0].match.headers == {"x-tier": "gold"}
+    assert config.routes[1].fallbacks == ("small",)
+
+
+def test_empty_file_is_the_default() -> None:
+    config = parse_config("", "x.toml")
+    assert (config.server, config.memory, config.engine) == (
+        Config().server,
+        Config().memory,
+        Config().engine,
+    )
+    assert config.memory.budget is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("[server]\nprot = 1\n", 2, "unknown key 'server.prot': did you mean 'port'?"),
+        ("[sever]\nport = 1\n", 1, "unknown key 'sever': did you mean 'server'?"),
+        ("\n\n[server]\nhost = 'a'\nport = 'x'\n", 5, "server.port: expected `int`, got `str`"),
+        ("[server]\nport = 70000\n", 2, "server.port: expected `int` <= 65535"),
+        ("[memory]\n\nbudget = 'lots'\n", 3, "memory.budget: 'lots' is not a size"),
+        ("[engine]\nkeep_alive = 'soon'\n", 2, "engine.keep_alive: 'soon' is not a duration"),
+        ("[engine]\nkeep_alive = true\n", 2, "engine.keep_alive: True is not a duration"),
+        ("[models.a]\nfile = 'a'\nbase = 'b'\n", 3, "the model 'a' has both file and base"),
+        (
+            "[models.a]\nfile = 'a'\n[models.b]\nfile = 1\n",
+            4,
+            "models.b.file: expected `str | null`, got `int`",
+        ),
+        ("[models.a.parameters]\ntemprature = 1\n", 2, "did you mean 'temperature'?"),
+        ("[models.a]\nparameters = {top_k = 1.5}\n", 2, "models.a.parameters.top_k"),
+        ("[models]\na = 1\n", 2, "models.a must be a table"),
+        ("[models.auto]\nfile = 'x'\n", 1, "cannot be called 'auto'"),
+        ("folders = ['a',\n 'b',\n 3]\n", 3, "folders[2] must be a path"),
+        ("folders = 'a'\n", 1, "folders must be an array"),
+        (
+            "[[routes]]\nname = 'a'\ntarget = 'b'\n[[routes]]\nname = 'c'\n",
+            4,
+            "missing required field `target`",
+        ),
+        (
+            "[[routes]]\nname='a'\ntarget='b'\n[[routes]]\nname='a'\ntarget='c'\n",
+            5,
+            "two routes are called 'a'",
+        ),
+        ("[[routes]]\nname='a'\ntarget='b'\n[routes.match]\nmodle='x'\n", 5, "did you mean 'model'?"),
+        ("[[routes]]\nname='a'\ntarget='b'\nmatch.endpoint='chat room'\n", 4, "routes[0].match.endpoint"),
+        ("[[routes]]\nname='a'\ntarget='b'\nmatch.headers.a=1\n", 4, "routes[0].match.headers"),
+        ("[routes]\nname = 1\n", 1, "routes must be an array"),
+        ("[server]\nport = \n", 2, "Invalid value"),
+        ("a = 1\na = 2\n", 2, "Cannot overwrite a value"),
+        ("[server]\nhost = '''x\n", 3, "Expected"),
+    ],
+)
+def test_error_names_key_and_line(text: str, line: int, says: str) -> None:
+    error = failure(text)
+    assert error.line == line
+    assert says in str(error)
+    assert str(error).startswith(f"/etc/shardload.toml:{line}: ")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "absent.toml")
+    (tmp_path / "latin.toml").write_bytes(b"a = '\xe9'")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "latin.toml")
+    with pytest.raises(ConfigError, match="directory"):
+        load_config(tmp_path)
+
+
+def test_error_without_source() -> None:
+    assert str(Config().error("the model 'x' is unknown", "models", "x")) == "the model 'x' is unknown"
+
+
+def test_api_key_file_is_relative_to_the_configuration() -> None:
+    config = parse_config("[server]\napi_key_file = 'keys.txt'\n", "/etc/shardload/main.toml")
+    assert config.server.api_key_file == "/etc/shardload/keys.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (1, 1),
+        ("4096", 4096),
+        ("12GiB", 12 * 1024**3),
+        ("12gb", 12 * 1000**3),
+        ("1.5 G", 1536 * 1024**2),
+        ("2m", 2 * 1024**2),
+        ("700 B", 700),
+        ("1TiB", 1024**4),
+    ],
+)
+def test_parse_bytes(text: object, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "12 XB", "1e9", "-1", -1, 0, "0", True, None, "12iB", "1" * 30, 1.5]
+)
+def test_parse_bytes_refuses(text: object) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (300, 300.0),
+        ("300", 300.0),
+        ("5m", 300.0),
+        ("1h30m", 5400.0),
+        ("250ms", 0.25),
+        (0, 0.0),
+        ("0", 0.0),
+        (-1, -1.0),
+        ("-1", -1.0),
+        ("-5m", -1.0),
+        (-0.5, -1.0),
+        (" 2d ", 172800.0),
+        (1e-7, 1e-7),
+    ],
+)
+def test_parse_duration(text: object, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "5 parsecs", "m", True, None, float("nan"), float("inf"), "5m3", [], "--1"]
+)
+def test_parse_duration_refuses(text: object) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(text)
+
+
+@given(st.integers(1, 2**62))
+def test_bytes_round_trip(count: int) -> None:
+    assert parse_bytes(count) == pytest.approx(count, rel=1e-15)
+
+
+@given(st.text(max_size=20))
+def test_parsers_raise_nothing_else(text: str) -> None:
+    for parse in (parse_bytes, parse_duration):
+        with contextlib.suppress(ValueError):
+            parse(text)
+
+
+@given(st.text(max_size=60) | st.text("[]{}=.,\"'#\n ab1", max_size=60))
+def test_any_text_is_a_config_or_an_error(text: str) -> None:
+    lines = []
+    try:
+        parse_config(text, "x.toml")
+    except ConfigError as error:
+        lines.append(error.line)
+    assert all(line is None or 1 <= line <= text.count("\n") + 1 for line in lines)
