@@ -1,0 +1,82 @@
+"""The C library's calls on memory that Python has no words for. Nothing is loaded before the first call."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import cffi
+
+DECLARATIONS = """
+    struct cachestat_range { uint64_t off; uint64_t len; };
+    struct cachestat {
+        uint64_t nr_cache; uint64_t nr_dirty; uint64_t nr_writeback;
+        uint64_t nr_evicted; uint64_t nr_recently_evicted;
+    };
+    int mincore(void *address, size_t length, unsigned char *vector);
+    int madvise(void *address, size_t length, int advice);
+    int msync(void *address, size_t length, int flags);
+    long syscall(long number, ...);
+"""
+CACHESTAT = 451  # one number for every architecture that Linux still adds system calls to
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """What the kernel has of a range of a file, in pages; recently evicted ones would be missed if read."""
+
+    cached_pages: int
+    dirty_pages: int
+    evicted_pages: int
+    recently_evicted_pages: int
+
+
+def mincore(address: int, length: int, vector: bytearray) -> None:
+    """Fill one byte per page, whose lowest bit says that the page is in memory; ``address`` begins a page.
+
+    Raises OSError; ENOMEM where a page of the range is not mapped.
+    """
+    ffi, library = _libc()
+    _check(library.mincore(ffi.cast("void *", address), length, ffi.from_buffer(vector)), "mincore")
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """Tell the system how a range will be used; ``address`` begins a page. Raises OSError."""
+    ffi, library = _libc()
+    _check(library.madvise(ffi.cast("void *", address), length, advice), "madvise")
+
+
+def msync(address: int, length: int, flags: int) -> None:
+    """Bring a mapped range and its file together; ``address`` begins a page. Raises OSError."""
+    ffi, library = _libc()
+    _check(library.msync(ffi.cast("void *", address), length, flags), "msync")
+
+
+def cachestat(descriptor: int, offset: int, length: int) -> CacheStatistics:
+    """How much of a range of a file is in memory. Raises OSError; ENOSYS before Linux 6.5."""
+    ffi, library = _libc()
+    asked = ffi.new("struct cachestat_range *", {"off": offset, "len": length})
+    answer = ffi.new("struct cachestat *")
+    number, handle, flags = ffi.cast("long", CACHESTAT), ffi.cast("int", descriptor), ffi.cast("int", 0)
+    _check(library.syscall(number, handle, asked, answer, flags), "cachestat")
+    return CacheStatistics(answer.nr_cache, answer.nr_dirty, answer.nr_evicted, answer.nr_recently_evicted)
+
+
+@functools.cache
+def _libc() -> tuple[Any, Any]:
+    untyped: Any = cffi
+    ffi = untyped.FFI()
+    ffi.cdef(DECLARATIONS)
+    try:
+        return ffi, ffi.dlopen(None)
+    except OSError as error:
+        raise OSError(errno.ENOSYS, "this system has no C library of the POSIX kind") from error
+
+
+def _check(status: int, call: str) -> None:
+    if status != 0:
+        code = _libc()[0].errno
+        raise OSError(code, f"{call}: {os.strerror(code)}")

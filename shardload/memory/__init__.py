@@ -1,0 +1,21 @@
+"""Pages: what is in memory, bringing it in, sending it away, and how much room there is."""
+
+from shardload.memory.advise import drop_file_cache, page_out, populate_read
+from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
+from shardload.memory.pages import PAGE_BYTES
+from shardload.memory.process import ProcessMemory
+from shardload.memory.residency import file_resident_bytes, resident_bytes, resident_pages
+
+__all__ = [
+    "PAGE_BYTES",
+    "ProcessMemory",
+    "available_bytes",
+    "cgroup_limit_bytes",
+    "drop_file_cache",
+    "file_resident_bytes",
+    "page_out",
+    "populate_read",
+    "process_memory",
+    "resident_bytes",
+    "resident_pages",
+]

@@ -1,0 +1,46 @@
+"""Bringing pages into memory, and sending them away."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+
+from shardload.memory.pages import page_span
+from shardload.memory.platform import current
+
+POPULATE_CHUNK_BYTES = 8 * 2**20
+
+
+def page_out(address: int, length: int) -> bool:
+    """Ask for every page that a mapped range touches to leave memory now; False where that is impossible.
+
+    Takes clean pages of files that this user owns or may write; others stay without a word, so measure
+    afterwards. The mapping stays valid. Raises OSError where the range is not mapped.
+    """
+    span = page_span(address, length)
+    return current().page_out(span.address, span.length) if span.count else True
+
+
+def drop_file_cache(path: str | PathLike[str]) -> bool:
+    """Ask for a file's pages to leave memory; False where that is impossible.
+
+    Pages that are dirty, or mapped by anybody, stay. Raises OSError for a file that cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return current().drop_cache(descriptor) if os.fstat(descriptor).st_size else True
+    finally:
+        os.close(descriptor)
+
+
+def populate_read(address: int, length: int, chunk_bytes: int = POPULATE_CHUNK_BYTES) -> None:
+    """Bring every page that a mapped range touches into memory, in order, and wait for it.
+
+    Works in chunks, so that other threads of the process get to map and unmap in between. Raises OSError
+    where the range is not mapped or its file cannot be read.
+    """
+    span = page_span(address, length)
+    chunk = page_span(0, max(1, chunk_bytes)).length
+    populate = current().populate_read
+    for start in range(0, span.length, chunk):
+        populate(span.address + start, min(chunk, span.length - start))

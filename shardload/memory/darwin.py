@@ -1,0 +1,54 @@
+"""Pages on macOS."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+from shardload_native import libc
+
+from shardload.memory.pages import PAGE_BYTES, mapped, page_span
+from shardload.memory.process import ProcessMemory, portable_process_memory
+
+MADV_WILLNEED = 3
+MINCORE_INCORE = 1
+MS_INVALIDATE = 2
+
+
+def residency(address: int, pages: int) -> NDArray[np.bool_] | None:
+    """Which pages are in memory; ``address`` begins a page."""
+    vector = bytearray(pages)
+    libc.mincore(address, pages * PAGE_BYTES, vector)
+    return (np.frombuffer(vector, np.uint8) & MINCORE_INCORE).astype(np.bool_)
+
+
+def cached_bytes(descriptor: int, offset: int, length: int) -> int | None:
+    """Bytes of a range of a file that are in memory."""
+    with mapped(descriptor, offset, length) as address:
+        span = page_span(address, length)
+        pages = residency(span.address, span.count)
+        return None if pages is None else min(length, int(pages.sum()) * PAGE_BYTES)
+
+
+def page_out(address: int, length: int) -> bool:
+    """Ask for whole pages of a mapped file to leave memory now."""
+    libc.msync(address, length, MS_INVALIDATE)
+    return True
+
+
+def populate_read(address: int, length: int) -> None:
+    """Bring whole pages into memory; this advice waits for them on macOS."""
+    libc.madvise(address, length, MADV_WILLNEED)
+
+
+def drop_cache(descriptor: int) -> bool:
+    """Ask for the pages of a file to leave memory."""
+    with mapped(descriptor, 0, os.fstat(descriptor).st_size) as address:
+        span = page_span(address, os.fstat(descriptor).st_size)
+        return page_out(span.address, span.length)
+
+
+def process_memory() -> ProcessMemory:
+    """What this process has in memory."""
+    return portable_process_memory()

@@ -1,0 +1,79 @@
+"""Pages on Linux."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from shardload_native import libc
+
+from shardload.memory.pages import PAGE_BYTES, mapped, page_span, touch
+from shardload.memory.process import ProcessMemory, parse_status
+
+MADV_PAGEOUT = 21
+MADV_POPULATE_READ = 22
+
+
+def residency(address: int, pages: int) -> NDArray[np.bool_] | None:
+    """Which pages are in memory; ``address`` begins a page."""
+    vector = bytearray(pages)
+    libc.mincore(address, pages * PAGE_BYTES, vector)
+    return (np.frombuffer(vector, np.uint8) & 1).astype(np.bool_)
+
+
+def cached_bytes(descriptor: int, offset: int, length: int) -> int | None:
+    """Bytes of a range of a file that are in memory; None where the kernel keeps it to itself."""
+    try:
+        return min(length, libc.cachestat(descriptor, offset, length).cached_pages * PAGE_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
+            raise
+    if not _may_see_residency(descriptor):
+        return None
+    with mapped(descriptor, offset, length) as address:
+        span = page_span(address, length)
+        pages = residency(span.address, span.count)
+        return None if pages is None else min(length, int(pages.sum()) * PAGE_BYTES)
+
+
+def page_out(address: int, length: int) -> bool:
+    """Ask for whole pages to leave memory now; False where the kernel (before 5.4) or a lock refuses."""
+    try:
+        libc.madvise(address, length, MADV_PAGEOUT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def populate_read(address: int, length: int) -> None:
+    """Bring whole pages into memory and wait for them."""
+    while True:
+        try:
+            return libc.madvise(address, length, MADV_POPULATE_READ)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # before Linux 5.14
+                return touch(address, length)
+            if error.errno not in (errno.EAGAIN, errno.EINTR):
+                raise
+
+
+def drop_cache(descriptor: int) -> bool:
+    """Ask for the clean, unmapped pages of a file to leave memory."""
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def process_memory() -> ProcessMemory:
+    """What this process has in memory."""
+    return parse_status(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
+
+
+def _may_see_residency(descriptor: int) -> bool:
+    # For anybody else mincore says of every page that it is there.
+    user = os.geteuid()
+    return user in (0, os.fstat(descriptor).st_uid) or os.access(f"/proc/self/fd/{descriptor}", os.W_OK)

@@ -1,0 +1,39 @@
+"""Pages on Windows and elsewhere: residency is unknown, and nothing can be evicted."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.memory.pages import touch
+from shardload.memory.process import ProcessMemory, portable_process_memory
+
+
+def residency(address: int, pages: int) -> NDArray[np.bool_] | None:
+    """Unknown here."""
+    return None
+
+
+def cached_bytes(descriptor: int, offset: int, length: int) -> int | None:
+    """Unknown here."""
+    return None
+
+
+def page_out(address: int, length: int) -> bool:
+    """Cannot be asked for here."""
+    return False
+
+
+def populate_read(address: int, length: int) -> None:
+    """Bring whole pages into memory by reading a byte of each."""
+    touch(address, length)
+
+
+def drop_cache(descriptor: int) -> bool:
+    """Cannot be asked for here."""
+    return False
+
+
+def process_memory() -> ProcessMemory:
+    """What this process has in memory."""
+    return portable_process_memory()

@@ -1,0 +1,44 @@
+"""The one place that knows which operating system this is."""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.memory import darwin, linux, other
+from shardload.memory.process import ProcessMemory
+
+
+class Platform(Protocol):
+    """What a system can do with pages; addresses begin pages and lengths are whole pages."""
+
+    def residency(self, address: int, pages: int) -> NDArray[np.bool_] | None:
+        """Which pages are in memory; None where the system does not tell."""
+
+    def cached_bytes(self, descriptor: int, offset: int, length: int) -> int | None:
+        """Bytes of a range of a file that are in memory; None where the system does not tell."""
+
+    def page_out(self, address: int, length: int) -> bool:
+        """Ask for pages to leave memory; False where that cannot be asked for."""
+
+    def populate_read(self, address: int, length: int) -> None:
+        """Bring pages into memory and wait for them."""
+
+    def drop_cache(self, descriptor: int) -> bool:
+        """Ask for a file's unmapped pages to leave memory; False where that cannot be asked for."""
+
+    def process_memory(self) -> ProcessMemory:
+        """What this process has in memory."""
+
+
+def current() -> Platform:
+    """The platform we run on."""
+    name = sys.platform  # through a variable: mypy would take the other branches for dead
+    if name == "linux":
+        return linux
+    if name == "darwin":
+        return darwin
+    return other
