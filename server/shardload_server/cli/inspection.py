@@ -1,0 +1,205 @@
+"""What ``shardload inspect`` says of a file, as values; drawing them is elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from shardload.gguf import GGUFFile, MetadataArray, TensorInfo, block_name
+
+BAR_CELLS = 32
+PREVIEW_ELEMENTS = 5
+
+Pages = npt.NDArray[np.bool_]
+
+
+class Block(msgspec.Struct, frozen=True):
+    """The tensors of one transformer block, or what stands outside of all; ``cells`` are shares of 1."""
+
+    name: str
+    tensors: int
+    bytes: int
+    resident_bytes: int | None
+    cells: tuple[float, ...] = ()
+
+
+class TensorLine(msgspec.Struct, frozen=True):
+    """One tensor as listed; ``offset`` counts from the start of its file."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    bytes: int
+    offset: int
+    file: str
+    resident_bytes: int | None
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """The kind of tokenizer and its size."""
+
+    kind: str | None
+    pre: str | None
+    tokens: int | None
+
+
+class KeyValues(msgspec.Struct, frozen=True):
+    """Bytes of the KV cache; None where the header does not tell."""
+
+    bytes_per_token: int | None
+    ctx_tokens: int
+    bytes: int | None
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """Everything that is said of one model."""
+
+    name: str
+    files: tuple[str, ...]
+    size_bytes: int
+    header_bytes: int
+    version: int
+    architecture: str | None
+    parameter_count: int
+    file_type: str | None
+    quantization: dict[str, int]
+    context_length: int | None
+    embedding_length: int | None
+    block_count: int | None
+    vocabulary: Vocabulary
+    chat_template: bool
+    key_values: KeyValues
+    resident_bytes: int | None
+    blocks: tuple[Block, ...]
+    tensors: tuple[TensorLine, ...] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Residency:
+    """Which bytes of which file are in memory, from one look at each file's pages; None: not to be known."""
+
+    def __init__(self, pages: Sequence[Pages | None], page_bytes: int) -> None:
+        self._page_bytes = page_bytes
+        # Running counts turn the bytes of any range into two look-ups.
+        self._counts = [
+            None if part is None else np.concatenate(([0], np.cumsum(part, dtype=np.int64))) for part in pages
+        ]
+
+    @property
+    def known(self) -> bool:
+        """Whether every file's pages could be looked at."""
+        return all(counts is not None for counts in self._counts)
+
+    def resident_bytes(self, part: int, offset: int, length: int) -> int:
+        """Bytes in memory of ``length`` bytes from ``offset`` of file ``part``."""
+        return self._before(part, offset + length) - self._before(part, offset)
+
+    def _before(self, part: int, offset: int) -> int:
+        counts = self._counts[part]
+        assert counts is not None
+        page, rest = divmod(offset, self._page_bytes)
+        page = min(page, len(counts) - 1)
+        inside = rest if page + 1 < len(counts) and counts[page + 1] > counts[page] else 0
+        return int(counts[page]) * self._page_bytes + inside
+
+
+def inspect_file(
+    gguf: GGUFFile, residency: Residency, key_values: KeyValues, *, tensors: bool, metadata: bool
+) -> Inspection:
+    """Gather what is asked for of an open file."""
+    known = residency.known
+    blocks = tuple(_blocks(gguf.tensors.values(), residency))
+    return Inspection(
+        name=gguf.name,
+        files=tuple(str(path) for path in gguf.paths),
+        size_bytes=gguf.size_bytes,
+        header_bytes=sum(gguf.header_bytes),
+        version=gguf.version,
+        architecture=gguf.architecture,
+        parameter_count=gguf.parameter_count,
+        file_type=gguf.file_type,
+        quantization=gguf.quantization,
+        context_length=gguf.context_length,
+        embedding_length=gguf.embedding_length,
+        block_count=gguf.block_count,
+        vocabulary=Vocabulary(
+            kind=_text(gguf.metadata, "tokenizer.ggml.model"),
+            pre=_text(gguf.metadata, "tokenizer.ggml.pre"),
+            tokens=gguf.vocabulary_size,
+        ),
+        chat_template=gguf.chat_template() is not None,
+        key_values=key_values,
+        resident_bytes=sum(block.resident_bytes or 0 for block in blocks) if known else None,
+        blocks=blocks,
+        tensors=tuple(_tensor_lines(gguf, residency)) if tensors else None,
+        metadata={key: _preview(value) for key, value in gguf.metadata.items()} if metadata else None,
+    )
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _preview(value: object) -> object:
+    if isinstance(value, MetadataArray):
+        return {
+            "type": value.element_type.name.lower(),
+            "count": len(value),
+            "first": [_preview(element) for element in value[:PREVIEW_ELEMENTS]],
+        }
+    return value
+
+
+def _blocks(tensors: Iterable[TensorInfo], residency: Residency) -> Iterable[Block]:
+    groups: dict[str, list[TensorInfo]] = {}
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.part, tensor.offset)):
+        groups.setdefault(block_name(tensor.name), []).append(tensor)
+    for name, members in groups.items():
+        cells = bar_cells(members, residency) if residency.known else ()
+        resident = sum(_resident(tensor, residency) or 0 for tensor in members) if residency.known else None
+        yield Block(name, len(members), sum(tensor.nbytes for tensor in members), resident, cells)
+
+
+def bar_cells(
+    tensors: Sequence[TensorInfo], residency: Residency, count: int = BAR_CELLS
+) -> tuple[float, ...]:
+    """The bytes of some tensors, one after the other in equal cells: what share of each is in memory."""
+    total = sum(tensor.nbytes for tensor in tensors)
+    count = max(1, min(count, total))
+    borders = [total * cell // count for cell in range(count + 1)]
+    resident = [0] * count
+    start = 0
+    for tensor in tensors:
+        for cell in range(count):
+            low = max(borders[cell], start)
+            high = min(borders[cell + 1], start + tensor.nbytes)
+            if low < high:
+                resident[cell] += residency.resident_bytes(
+                    tensor.part, tensor.offset + low - start, high - low
+                )
+        start += tensor.nbytes
+    return tuple(resident[cell] / (borders[cell + 1] - borders[cell]) for cell in range(count))
+
+
+def _resident(tensor: TensorInfo, residency: Residency) -> int | None:
+    if not residency.known:
+        return None
+    return residency.resident_bytes(tensor.part, tensor.offset, tensor.nbytes)
+
+
+def _tensor_lines(gguf: GGUFFile, residency: Residency) -> Iterable[TensorLine]:
+    for tensor in gguf.tensors.values():
+        yield TensorLine(
+            name=tensor.name,
+            type=tensor.type.name,
+            shape=tensor.shape,
+            bytes=tensor.nbytes,
+            offset=tensor.offset,
+            file=gguf.paths[tensor.part].name,
+            resident_bytes=_resident(tensor, residency),
+        )

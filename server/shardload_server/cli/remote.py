@@ -1,0 +1,157 @@
+"""The commands that talk to a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import format_bytes
+from shardload_server.cli import console
+
+if TYPE_CHECKING:
+    import httpx
+
+LOAD_TIMEOUT_SECONDS = 600.0
+MODELS_PATH = "/models"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a server is, and the key to it."""
+
+    url: str
+    api_key: str | None = None
+
+    @contextmanager
+    def client(self) -> Iterator[httpx.Client]:
+        """A client of the server; a refused connection becomes advice."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        timeout = httpx.Timeout(10.0, read=LOAD_TIMEOUT_SECONDS)
+        base = self.url if "://" in self.url else f"http://{self.url}"
+        try:
+            with httpx.Client(base_url=base.rstrip("/"), headers=headers, timeout=timeout) as client:
+                yield client
+        except httpx.ConnectError:
+            console.fail(
+                f"no server answers at {self.url}: start one with `shardload serve`, "
+                "or say where it is with --url or SHARDLOAD_URL"
+            )
+
+    def request(self, method: str, path: str, body: dict[str, object] | None = None) -> Any:
+        """One request; returns the decoded JSON, and ends the command on any status but 2xx."""
+        with self.client() as client:
+            return checked(client.request(method, path, json=body))
+
+
+def checked(response: httpx.Response) -> Any:
+    """The decoded JSON of an answer, or the end of the command with the server's own words."""
+    import json
+
+    try:
+        body = json.loads(response.content)
+    except ValueError:
+        body = None
+    if response.is_success and body is not None:
+        return body
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    if message is None:
+        message = f"{response.url} answered {response.status_code}, and not as a shardload server does"
+    elif response.status_code == 401:
+        message += ": give it with --api-key or SHARDLOAD_API_KEY"
+    console.fail(message)
+
+
+def list_models(server: Server, *, as_json: bool) -> None:
+    """Print every model of the catalog."""
+    models = server.request("GET", MODELS_PATH)["models"]
+    if as_json:
+        console.print_json(models)
+        return
+    made = console.table("model", "state", "size", "context", "for", numbers=("size", "context"))
+    for model in models:
+        purpose = ", ".join(sorted(model.get("capabilities", ())))
+        made.add_row(
+            name_line(model),
+            model["state"],
+            format_bytes(model["size_bytes"]),
+            str(model["ctx_tokens"]),
+            purpose,
+        )
+    console.stdout().print(made)
+
+
+def name_line(model: dict[str, Any]) -> str:
+    """A model's name with its aliases, as tables show it."""
+    aliases = model.get("aliases") or ()
+    return f"{model['name']} ({', '.join(aliases)})" if aliases else str(model["name"])
+
+
+def show_open(server: Server, *, as_json: bool) -> None:
+    """Print the models that are open or on their way."""
+    models = [model for model in server.request("GET", MODELS_PATH)["models"] if model["state"] != "closed"]
+    if as_json:
+        console.print_json(models)
+        return
+    out = console.stdout()
+    if not models:
+        out.print("no model is open")
+        return
+    columns = ("model", "state", "in memory", "private", "running", "waiting", "leaves")
+    made = console.table(*columns, numbers=columns[2:6])
+    for model in models:
+        made.add_row(
+            model["name"],
+            model["state"],
+            f"{format_bytes(model['resident_bytes'] or 0)} of {format_bytes(model['size_bytes'])}",
+            format_bytes(model["private_bytes"]),
+            str(model["leases"]),
+            str(model["queued"]),
+            leaving(model),
+        )
+    out.print(made)
+    for model in models:
+        if model.get("error"):
+            console.complain(f"{model['name']}: {model['error']}")
+
+
+def leaving(model: dict[str, Any]) -> str:
+    """When an idle model will be closed, in words."""
+    if model["pinned"]:
+        return "pinned"
+    seconds = model.get("expires_in_seconds")
+    if model["leases"] or seconds is None:
+        return "in use" if model["leases"] else "when room is needed"
+    return f"in {seconds:.0f} s" if seconds < 120 else f"in {seconds / 60:.0f} min"
+
+
+def load(server: Server, model: str, *, file: Path | None, pin: bool, keep_alive: str | None) -> None:
+    """Open a model, or give its name another file."""
+    body: dict[str, object] = {"model": model}
+    if file is not None:
+        body["path"] = str(file.expanduser().absolute())
+    if pin:
+        body["pin"] = True
+    if keep_alive is not None:
+        body["keep_alive"] = keep_alive
+    server.request("POST", f"{MODELS_PATH}/load", body)
+    console.stdout().print(
+        f"{model} is open" + (f" on {file}" if file else "") + (" and pinned" if pin else "")
+    )
+
+
+def unload(server: Server, model: str) -> None:
+    """Close a model."""
+    server.request("POST", f"{MODELS_PATH}/unload", {"model": model})
+    console.stdout().print(f"{model} is closed")
+
+
+def pin(server: Server, model: str, *, pinned: bool) -> None:
+    """Pin a model, which opens it, or unpin it."""
+    server.request("POST", f"{MODELS_PATH}/load", {"model": model, "pin": pinned})
+    console.stdout().print(f"{model} is {'pinned' if pinned else 'no longer pinned'}")
