@@ -1,0 +1,1 @@
+"""Conversations as text: messages, templates, grammars for JSON, and tool calls."""

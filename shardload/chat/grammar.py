@@ -1,0 +1,109 @@
+"""Grammars that hold a model to JSON: llama.cpp's GBNF from a response format."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from shardload.errors import RequestError, UnsupportedLlama
+
+SCHEMA_LIMIT_BYTES = 64 * 1024
+# The converter writes a repetition out term by term, nested in brackets, which llama.cpp reads by recursion:
+# a schema's counts decide how large the grammar gets and how deep.
+COUNT_LIMIT = 1000
+COUNT_KEYS = frozenset({"minItems", "maxItems", "minLength", "maxLength"})
+QUANTIFIER = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
+# The converter lets raw control characters into strings, and JSON does not.
+LOOSE_CHARACTER, CHARACTER = r'char ::= [^"\\] |', r'char ::= [^"\\\x7F\x00-\x1F] |'
+
+JSON_OBJECT = r"""root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
+array  ::= "[" ws ( value ("," ws value)* )? "]" ws
+string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4}) )* "\"" ws
+number ::= "-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,3})? ws
+ws     ::= | " " | "\n" [ \t]{0,20}
+"""
+
+
+def schema_grammar(schema: Mapping[str, Any], *, param: str = "response_format") -> str:
+    """GBNF for texts that fit a JSON schema; raises RequestError for one that cannot be held to."""
+    if "$ref" in schema:
+        # The converter looks below a node or at its reference, never both, and the definitions are below.
+        schema = {
+            **{key: value for key, value in schema.items() if key != "$ref"},
+            "anyOf": [{"$ref": schema["$ref"]}],
+        }
+    try:
+        text = msgspec.json.encode(schema)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"the schema is not JSON: {error}", param=param) from error
+    except RecursionError as error:
+        raise _too_deep(param) from error
+    if len(text) > SCHEMA_LIMIT_BYTES:
+        raise RequestError(
+            f"the schema has {len(text)} bytes, at most {SCHEMA_LIMIT_BYTES} are taken", param=param
+        )
+    _check_counts(schema, param)
+    return _convert(text.decode(), param)
+
+
+def _check_counts(schema: Mapping[str, Any], param: str) -> None:
+    pending: list[Any] = [schema]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Mapping):
+            pending.extend(node.values())
+            for key, count in _counts(node):
+                if not 0 <= count <= COUNT_LIMIT:
+                    raise RequestError(
+                        f"{key} in the schema must be between 0 and {COUNT_LIMIT}, not {count}", param=param
+                    )
+        elif isinstance(node, list | tuple):
+            pending.extend(node)
+
+
+def _counts(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key in COUNT_KEYS & node.keys():
+        if isinstance(node[key], int):
+            yield key, node[key]
+    pattern = node.get("pattern")
+    if isinstance(pattern, str):
+        for match in QUANTIFIER.finditer(pattern):
+            yield from (("a repetition in pattern", int(number[:9])) for number in match.groups() if number)
+
+
+def _convert(text: str, param: str) -> str:
+    try:
+        grammar = str(_converter().json_schema_to_gbnf(text))
+    except RecursionError as error:
+        raise _too_deep(param) from error
+    except Exception as error:  # the converter raises whatever its own code runs into
+        raise RequestError(f"the schema cannot be turned into a grammar: {error}", param=param) from error
+    return grammar.replace(LOOSE_CHARACTER, CHARACTER)
+
+
+def _too_deep(param: str) -> RequestError:
+    return RequestError("the schema refers to itself in a circle, or is nested too deep", param=param)
+
+
+@functools.cache
+def _converter() -> ModuleType:
+    # Its file alone: importing the package would load llama.cpp's libraries, which callers may do without.
+    package = importlib.util.find_spec("llama_cpp")
+    if package is None or package.origin is None:
+        raise UnsupportedLlama("llama-cpp-python is not installed, and its schema converter is needed")
+    path = Path(package.origin).with_name("llama_grammar.py")
+    spec = importlib.util.spec_from_file_location("shardload_llama_grammar", path)
+    if spec is None or spec.loader is None:
+        raise UnsupportedLlama(f"llama-cpp-python has no schema converter at {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

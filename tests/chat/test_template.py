@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from shardload.chat.messages import Message
+from shardload.chat.template import CHATML, PLAIN, ChatTemplate, template_source
+from shardload.errors import RequestError
+
+ASKED = (Message("system", "Be kind."), Message("user", "Hi"))
+
+
+def test_a_template_sees_messages_and_pieces() -> None:
+    source = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
+    assert ChatTemplate(source, "<s>", "</s>").render(ASKED) == "<s>[system] Be kind.</s>[user] Hi</s>"
+
+
+def test_blocks_are_trimmed_as_their_authors_expect() -> None:
+    source = "{% for m in messages %}\n    {% if true %}\n{{ m.content }};\n    {% endif %}\n{% endfor %}"
+    assert ChatTemplate(source).render(ASKED) == "Be kind.;\nHi;\n"
+
+
+def test_loop_controls() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{% break %}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    assert ChatTemplate(source).render(ASKED) == "Be kind."
+
+
+def test_json_is_not_escaped_for_html() -> None:
+    template = ChatTemplate("{{ tools | tojson }}{{ tools | tojson(indent=1) }}")
+    assert template.render(ASKED, tools=[{"a": "<é>"}]) == '[{"a": "<é>"}][\n {\n  "a": "<é>"\n }\n]'
+
+
+def test_the_generation_prompt_and_extra_variables() -> None:
+    template = ChatTemplate("{% if add_generation_prompt %}go{% endif %}{{ enable_thinking }}")
+    assert template.render(ASKED, enable_thinking=False) == "goFalse"
+    assert template.render(ASKED, add_generation_prompt=False, enable_thinking=1) == "1"
+
+
+def test_no_tools_are_none() -> None:
+    assert ChatTemplate("{{ tools is none }}").render(ASKED, tools=[]) == "True"
+
+
+def test_the_date() -> None:
+    template = ChatTemplate("{{ strftime_now('%d %b %Y') }}", clock=lambda: datetime(2026, 3, 1))
+    assert template.render(ASKED) == "01 Mar 2026"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
+        ("{{ messages[9].content }}", "has no element 9"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 'a' + 1 }}", "can only concatenate"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "too big"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
+    ],
+)
+def test_what_a_template_refuses_is_the_requests_fault(source: str, words: str) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        ChatTemplate(source).render(ASKED)
+    assert caught.value.param == "messages"
+
+
+def test_a_template_that_does_not_parse() -> None:
+    with pytest.raises(RequestError, match="template does not parse"):
+        ChatTemplate("{% for %}")
+
+
+def test_templates_that_look_at_tools() -> None:
+    assert ChatTemplate("{% if tools %}{% endif %}").takes_tools
+    assert not ChatTemplate(CHATML).takes_tools
+
+
+def test_sources_without_a_template() -> None:
+    assert template_source("own", knows_chatml=True) == "own"
+    assert ChatTemplate(template_source(None, knows_chatml=True)).render(ASKED) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert template_source("", knows_chatml=False) == PLAIN
+    assert ChatTemplate(PLAIN).render(ASKED) == "Be kind.\nHi"
