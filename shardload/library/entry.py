@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from shardload.library.estimate import MemoryShape
 
 Kind = Literal["generate", "embed"]
 FileKey = tuple[tuple[int, int, int, int], ...]
@@ -46,3 +48,4 @@ class ModelEntry:
     file_key: FileKey
     created: int
     """Time of modification of the file, in seconds of the epoch."""
+    memory: MemoryShape = field(default_factory=MemoryShape)

@@ -1,0 +1,277 @@
+"""The models that there are: files found, names configured, virtual models resolved."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from shardload.config import Config, ModelConfig
+from shardload.errors import GGUFError, ModelNotFound, OpenFailed, RequestError
+from shardload.library.entry import Kind, ModelEntry
+from shardload.library.facts import FileFacts, file_key, read_facts
+from shardload.library.scan import find_files
+
+__all__ = ["Catalog", "Kind", "ModelEntry"]
+
+T = TypeVar("T")
+
+DEFAULT_CTX_TOKENS = 4096
+
+logger = logging.getLogger("shardload.library")
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """One consistent view; replaced as a whole."""
+
+    config: Config
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    broken: Mapping[str, GGUFError] = field(default_factory=dict)
+    entries: Mapping[str, ModelEntry] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+class Catalog:
+    """Every model by name. Reads headers only; changed by its owner alone, on one thread."""
+
+    def __init__(self, config: Config) -> None:
+        self._replaced: dict[str, Path] = {}
+        self._state = _build(config, {}, {})
+        self._report_problems()
+
+    @classmethod
+    def from_config(cls, config: Config) -> Catalog:
+        """Scan the folders and read the headers; raises ConfigError where names or bases contradict."""
+        return cls(config)
+
+    @property
+    def config(self) -> Config:
+        """What the catalog was made from."""
+        return self._state.config
+
+    @property
+    def problems(self) -> Mapping[Path, GGUFError]:
+        """The files that cannot be served, and why."""
+        return MappingProxyType({Path(error.path): error for error in self._state.broken.values()})
+
+    def get(self, name: str) -> ModelEntry:
+        """Find a model by name or alias.
+
+        Raises ModelNotFound, and OpenFailed for a model whose file cannot be served.
+        """
+        state = self._state
+        name = state.aliases.get(name, name)
+        if (entry := state.entries.get(name)) is not None:
+            return entry
+        if (error := state.broken.get(name)) is not None:
+            raise OpenFailed(name, str(error)) from error
+        raise ModelNotFound(name, state.entries)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all servable models, sorted, without aliases."""
+        return tuple(self._state.entries)
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """All servable models, sorted by name."""
+        return tuple(self._state.entries.values())
+
+    def allowed(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a file may be served at a client's wish: it is in a served folder, or listed itself."""
+        config, wanted = self._state.config, Path(path)
+        if any(wanted == facts.path for facts in self._state.files.values()):
+            return True
+        real = wanted.resolve()
+        if any(real == facts.path.resolve() for facts in self._state.files.values()):
+            return True
+        folders = [Path(text) for text in (*config.folders, *config.files)]
+        return any(folder.is_dir() and real.is_relative_to(folder.resolve()) for folder in folders)
+
+    def candidate(self, name: str, path: Path | None = None) -> ModelEntry:
+        """What `replace` would make of a name; changes nothing."""
+        name, facts = self._read(name, path)
+        return self._derived({**self._state.files, name: facts}).entries[name]
+
+    def replace(self, name: str, path: Path | None = None) -> ModelEntry:
+        """Give a name another file, or (None) its own one as it is now; virtual models on it follow.
+
+        Raises ModelNotFound, RequestError for a path outside the served folders or a virtual name, and a
+        GGUFError for a file that is no servable model; nothing has changed then.
+        """
+        name, facts = self._read(name, path)
+        self._state = self._derived({**self._state.files, name: facts})
+        if path is not None:
+            self._replaced[name] = facts.path
+        return self._state.entries[name]
+
+    def dependents(self, name: str) -> tuple[str, ...]:
+        """A name and every virtual model on its file."""
+        root = self._root(self.get(name).name)
+        return tuple(other for other in self._state.entries if self._root(other) == root)
+
+    def rescan(self) -> None:
+        """Look at the folders again; names that were given another file keep it."""
+        self.reconfigure(self._state.config, keep=self._replaced)
+
+    def reconfigure(self, config: Config, *, keep: Mapping[str, Path] | None = None) -> None:
+        """Take over another configuration; names in ``keep`` stay with the file given there.
+
+        Raises ConfigError; nothing has changed then.
+        """
+        kept = dict(keep or {})
+        self._state = _build(config, {facts.path: facts for facts in self._state.files.values()}, kept)
+        self._replaced = {name: path for name, path in kept.items() if name in self._state.files}
+        self._report_problems()
+
+    def _root(self, name: str) -> str:
+        while (base := self._state.entries[name].base) is not None:
+            name = base
+        return name
+
+    def _read(self, name: str, path: Path | None) -> tuple[str, FileFacts]:
+        state = self._state
+        name = state.aliases.get(name, name)
+        if name not in state.files and name not in state.broken:
+            entry = self.get(name)
+            raise RequestError(
+                f"the model {name!r} is a virtual one on {entry.base!r}: give that one another file",
+                param="model",
+            )
+        if path is None:
+            return name, read_facts(state.files[name].path)
+        if not self.allowed(path):
+            raise RequestError(f"{path} is outside the served folders", param="path")
+        return name, read_facts(Path(path).absolute())
+
+    def _derived(self, files: Mapping[str, FileFacts]) -> _State:
+        broken = {name: error for name, error in self._state.broken.items() if name not in files}
+        return _derive(self._state.config, dict(sorted(files.items())), broken)
+
+    def _report_problems(self) -> None:
+        for name, error in self._state.broken.items():
+            logger.warning("cannot serve %s: %s", name, error)
+
+
+def _build(config: Config, known: Mapping[Path, FileFacts], keep: Mapping[str, Path]) -> _State:
+    files: dict[str, FileFacts] = {}
+    broken: dict[str, GGUFError] = {}
+    found = find_files(config)
+    for name, path in {**found, **{name: path for name, path in keep.items() if name in found}}.items():
+        try:
+            files[name] = _current_facts(path, known.get(path))
+        except GGUFError as error:
+            broken[name] = error
+    return _derive(config, files, broken)
+
+
+def _current_facts(path: Path, known: FileFacts | None) -> FileFacts:
+    try:
+        if known is not None and file_key(known.paths) == known.file_key:
+            return known
+    except OSError:
+        pass  # gone or unreadable: reading it says so properly
+    return read_facts(path)
+
+
+def _derive(config: Config, files: Mapping[str, FileFacts], broken: Mapping[str, GGUFError]) -> _State:
+    """Compose the entries; reads nothing."""
+    aliases = _aliases(config, {*files, *broken})
+    state = _State(config, files, dict(broken), {}, aliases)
+    entries: dict[str, ModelEntry] = {}
+    all_broken = dict(broken)
+    for name in sorted({*files, *config.models}):
+        chain = _chain(state, name)
+        if (error := broken.get(chain[-1])) is not None:
+            all_broken[name] = error
+        else:
+            entries[name] = _entry(config, chain, files[chain[-1]])
+    return replace(state, broken=all_broken, entries=entries)
+
+
+def _aliases(config: Config, file_names: set[str]) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    for name, model in config.models.items():
+        for alias in model.aliases:
+            if alias in file_names or alias in config.models or alias == "auto":
+                raise config.error(f"the alias {alias!r} is the name of a model", "models", name, "aliases")
+            if aliases.setdefault(alias, name) != name:
+                message = f"{alias!r} is an alias of both {aliases[alias]!r} and {name!r}"
+                raise config.error(message, "models", name, "aliases")
+    return aliases
+
+
+def _chain(state: _State, name: str) -> list[str]:
+    """A name, its base, the base of that, down to the name that has a file."""
+    config, chain = state.config, [name]
+    while (base := _model(config, chain[-1]).base) is not None:
+        base = state.aliases.get(base, base)
+        if base in chain:
+            loop = " -> ".join([*chain, base])
+            raise config.error(f"virtual models in a circle: {loop}", "models", chain[-1], "base")
+        if base not in config.models and base not in state.files and base not in state.broken:
+            message = f"the base {base!r} of the model {chain[-1]!r} does not exist; there are: "
+            message += ", ".join(sorted(state.files)) or "none"
+            raise config.error(message, "models", chain[-1], "base")
+        chain.append(base)
+    root = chain[-1]
+    if root not in state.files and root not in state.broken:
+        there = ", ".join(sorted(state.files)) or "none"
+        message = f"the model {root!r} is no file that was found ({there}): give it file or base"
+        raise config.error(message, "models", root)
+    return chain
+
+
+def _model(config: Config, name: str) -> ModelConfig:
+    return config.models.get(name) or ModelConfig()
+
+
+def _entry(config: Config, chain: Sequence[str], facts: FileFacts) -> ModelEntry:
+    models = [_model(config, name) for name in chain]
+    own = models[0]
+    parameters = {key: value for model in reversed(models) for key, value in model.parameters.items()}
+    template = _first([model.chat_template or None for model in models]) or facts.chat_template
+    wanted_ctx = _first([model.ctx for model in models])
+    ctx_tokens = config.engine.ctx if wanted_ctx is None else wanted_ctx
+    return ModelEntry(
+        name=chain[0],
+        path=facts.path,
+        paths=facts.paths,
+        aliases=own.aliases,
+        base=chain[1] if len(chain) > 1 else None,
+        ctx_tokens=ctx_tokens or min(facts.context_length or DEFAULT_CTX_TOKENS, DEFAULT_CTX_TOKENS),
+        slots=_first([model.parallel for model in models]) or config.engine.parallel,
+        parameters=MappingProxyType(parameters),
+        system=_first([model.system for model in models]),
+        chat_template=template,
+        pin=own.pin,
+        preload=own.preload,
+        keep_alive_seconds=_first([model.keep_alive for model in models]),
+        kind=facts.kind,
+        capabilities=_capabilities(facts, template),
+        architecture=facts.architecture,
+        parameter_count=facts.parameter_count,
+        size_bytes=facts.size_bytes,
+        context_length=facts.context_length,
+        file_key=facts.file_key,
+        created=facts.created,
+        memory=facts.memory,
+    )
+
+
+def _first(values: Sequence[T | None]) -> T | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _capabilities(facts: FileFacts, template: str | None) -> frozenset[str]:
+    if facts.kind == "embed":
+        return frozenset({"embedding"} if facts.embeds else ())
+    able = {"completion"}
+    if template is not None:
+        able.add("chat")
+        if "tools" in template:
+            able.add("tools")
+    return frozenset(able)
