@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from shardload.engine.lane import Engine, Lane
 from shardload.engine.request import Delta, Finish, GenerationRequest, Timings, TokenLogprob, Usage
 from shardload.engine.runner import Run, Runner, Sink, TokenSampler
 from shardload.engine.sampling import SamplingParams
+from shardload.engine.sequence import Sequence
+from shardload.engine.stats import EngineStats
+from shardload.engine.stream import DeltaStream
 
 __all__ = [
     "Delta",
+    "DeltaStream",
+    "Engine",
+    "EngineStats",
     "Finish",
     "GenerationRequest",
+    "Lane",
     "Run",
     "Runner",
     "SamplingParams",
+    "Sequence",
     "Sink",
     "Timings",
     "TokenLogprob",

@@ -60,6 +60,11 @@ class Runner(Protocol):
     @property
     def n_vocab(self) -> int: ...
 
+    @property
+    def pooling(self) -> str | None:
+        """How token vectors become one: ``none`` leaves them, and ``embedding`` is not used."""
+        ...
+
     def decode(self, runs: Sequence[Run]) -> bool:
         """Compute one batch; False when the KV cache has no room, in which case nothing changed.
 
@@ -76,7 +81,7 @@ class Runner(Protocol):
         ...
 
     def forget(self, slot: int, start: int = 0) -> bool:
-        """Drop a slot's KV from position ``start`` on; False where the model cannot go back part of the way."""
+        """Drop a slot's KV from position ``start`` on; False where the model cannot go back in part."""
         ...
 
     def share(self, source: int, target: int, tokens: int) -> None:

@@ -1,0 +1,352 @@
+"""The compute thread: the one place where any model computes.
+
+OpenMP keeps a team of workers for each thread that computes, and two teams on the same cores collapse; so all
+models take turns on this thread. What comes from other threads arrives through its inbox, what it produces
+leaves through sinks at the end of each step. While there is nothing to do it sleeps on the inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+from concurrent.futures import Future
+from queue import SimpleQueue
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from shardload.engine.embedding import EmbeddingJob
+from shardload.engine.request import GenerationRequest
+from shardload.engine.runner import Runner, Sink
+from shardload.engine.scheduler import next_competitor
+from shardload.engine.sequence import Sequence
+from shardload.engine.stats import EngineStats
+from shardload.engine.stream import DeltaStream, Mailbox, Poster
+from shardload.engine.workload import Outbox, Workload
+from shardload.errors import (
+    HandleClosed,
+    ModelUnavailable,
+    NativeError,
+    PromptTooLong,
+    RequestError,
+    ShardloadError,
+    ShuttingDown,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+logger = logging.getLogger("shardload.engine")
+
+
+class Engine:
+    """One runner on the lane; made by ``Lane.attach``. Every method may be called on any thread."""
+
+    def __init__(self, lane: Lane, workload: Workload) -> None:
+        self._lane, self._workload = lane, workload
+        runner = workload.runner
+        self.name = workload.name
+        self.ctx_tokens, self.slots = runner.ctx_tokens, runner.slots
+        self._n_vocab, self._batch_tokens = runner.n_vocab, runner.batch_tokens
+        self._arrivals = itertools.count(1)
+        self.detached = False
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._workload.stats
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> Sequence:
+        """Queue a request; its deltas, or one error, go to ``sink`` on the lane thread, which must not block.
+
+        A reader that never calls ``acknowledge`` gets as many deltas as the lane's output limit and no more.
+        Raises PromptTooLong and RequestError at once, ModelUnavailable after a detach.
+        """
+        self._check(request.prompt, self.ctx_tokens)
+        if request.max_tokens is not None and request.max_tokens < 0:
+            raise RequestError("max_tokens must not be negative", param="max_tokens")
+        for token, _ in request.sampling.logit_bias:
+            self._check_token(token, "logit_bias")
+        sequence = Sequence(
+            request,
+            sink,
+            ctx_tokens=self.ctx_tokens,
+            arrival=next(self._arrivals),
+            now=perf_counter(),
+            notify=self._notify,
+        )
+        self._lane.post(self._accept, sequence)
+        return sequence
+
+    def stream(self, request: GenerationRequest) -> DeltaStream:
+        """Queue a request and read it on the running event loop."""
+        mailbox = Mailbox(self._lane.poster(asyncio.get_running_loop()))
+        return DeltaStream(mailbox, self.submit(request, mailbox))
+
+    def embed(self, prompts: Tokens[Tokens[int]]) -> Future[list[NDArray[np.float32]]]:
+        """One vector of length 1 for each prompt (``asyncio.wrap_future`` awaits it; cancelling it works).
+
+        A prompt is pooled in one batch, so that it can be no longer than that. Raises as ``submit`` does.
+        """
+        limit = min(self.ctx_tokens, self._batch_tokens)
+        for prompt in prompts:
+            self._check(prompt, limit)
+        future: Future[list[NDArray[np.float32]]] = Future()
+        if prompts:
+            self._lane.post(self._accept_job, EmbeddingJob(prompts, future))
+        else:
+            future.set_result([])
+        return future
+
+    def _check(self, prompt: Tokens[int], limit_tokens: int) -> None:
+        if self.detached:
+            raise self._gone()
+        if not prompt:
+            raise RequestError("the prompt is empty: it must have at least one token", param="prompt")
+        if len(prompt) > limit_tokens:
+            raise PromptTooLong(len(prompt), limit_tokens)
+        # One token that is not in the vocabulary would fail the whole batch.
+        self._check_token(min(prompt), "prompt")
+        self._check_token(max(prompt), "prompt")
+
+    def _check_token(self, token: int, param: str) -> None:
+        if not 0 <= token < self._n_vocab:
+            raise RequestError(f"token {token} is not in the vocabulary of {self._n_vocab}", param=param)
+
+    def _gone(self) -> ModelUnavailable:
+        return ModelUnavailable(f"the model {self.name!r} was closed")
+
+    def _notify(self, sequence: Sequence) -> None:
+        self._lane.post(self._look_at, sequence)
+
+    # -- on the lane thread
+
+    def _accept(self, sequence: Sequence) -> None:
+        self._workload.accept(sequence)
+        self._refuse_when_detached()
+
+    def _accept_job(self, job: EmbeddingJob) -> None:
+        self._workload.accept_job(job)
+        self._refuse_when_detached()
+
+    def _refuse_when_detached(self) -> None:
+        if self.detached:
+            self._workload.fail_all(self._gone())
+
+    def _look_at(self, sequence: Sequence) -> None:
+        if sequence.cancelled:
+            self._workload.cancel(sequence)
+
+    def _detach(self) -> None:
+        self._workload.fail_all(self._gone())
+
+
+class Lane:
+    """Owner of the compute thread and of all that is decoded on it.
+
+    ``output_limit_tokens`` bounds how far a sequence runs ahead of its reader.
+    """
+
+    def __init__(self, *, output_limit_tokens: int = 256) -> None:
+        self._output_limit = output_limit_tokens
+        self._inbox: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]]] = SimpleQueue()
+        self._workloads: list[Workload] = []
+        self._outbox: Outbox = []
+        self._posters: dict[asyncio.AbstractEventLoop, Poster] = {}
+        self._virtual_now = 0.0
+        self._step = 0
+        self._stopping = False
+        self._ended = False
+        # Guards the moment of ending only: nothing is posted that nobody will read.
+        self._end_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="shardload-lane", daemon=True)
+
+    # -- any thread
+
+    def start(self) -> None:
+        """Start the thread; once."""
+        if self._ended:
+            raise HandleClosed("the lane")
+        self._thread.start()
+
+    def close(self, timeout_seconds: float = 30.0) -> None:
+        """Fail what is left with ShuttingDown and end the thread after its current step. Idempotent.
+
+        A step that takes longer than the timeout is left behind on its daemon thread, and logged.
+        """
+        with self._end_lock:
+            if not self._ended:
+                self._inbox.put((self._stop, ()))
+        if not self._thread.ident:
+            self._end()
+            return
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            logger.error("the lane did not end within %.1f seconds", timeout_seconds)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def attach(self, runner: Runner, *, weight: float = 1.0, name: str) -> Engine:
+        """Let a runner take turns; a weight of 2 gives it twice the compute time under load.
+
+        The lane borrows the runner until its ``detach`` is done. Raises HandleClosed after ``close``.
+        """
+        if weight <= 0:
+            raise ValueError(f"the weight of {name!r} must be positive, not {weight}")
+        workload = Workload(name, runner, self._outbox, weight=weight, output_limit_tokens=self._output_limit)
+        engine = Engine(self, workload)
+        if self._ended:
+            raise HandleClosed("the lane")
+        self.post(self._attach, workload)
+        return engine
+
+    def detach(self, engine: Engine) -> Future[None]:
+        """Take a runner away: its sequences fail with ModelUnavailable, and then nothing here touches it."""
+        done: Future[None] = Future()
+        engine.detached = True
+        self.post(self._detach, engine, done)
+        return done
+
+    def post(self, action: Callable[..., None], *arguments: object) -> None:
+        """Have an action done on the lane before its next step; after the end it is done here and now."""
+        with self._end_lock:
+            if not self._ended:
+                self._inbox.put((action, arguments))
+                return
+        self._do(action, arguments)
+        self._fail_everything()
+
+    def poster(self, loop: asyncio.AbstractEventLoop) -> Poster:
+        """The poster of a loop; called on that loop's thread."""
+        poster = self._posters.get(loop)
+        if poster is None:
+            for other in [other for other in list(self._posters) if other.is_closed()]:
+                self._posters.pop(other, None)
+            poster = self._posters[loop] = Poster(loop)
+        return poster
+
+    # -- lane thread
+
+    def turn(self) -> bool:
+        """Read the inbox and do one step; whether there was one to do."""
+        inbox = self._inbox
+        while not inbox.empty():
+            self._do(*inbox.get())
+        ready = [workload for workload in self._workloads if self._prepare(workload)]
+        if ready and not self._stopping:
+            self._compute(ready)
+        self._deliver()
+        return bool(ready)
+
+    def _run(self) -> None:
+        logger.debug("the lane runs on thread %d", threading.get_native_id())
+        try:
+            while not self._stopping:
+                if not self.turn() and not self._stopping:
+                    self._do(*self._inbox.get())
+        finally:
+            self._end()
+
+    def _prepare(self, workload: Workload) -> bool:
+        try:
+            ready = workload.prepare()
+        except Exception as error:
+            self._contain(workload, error)
+            ready = False
+        if ready and not workload.was_ready:
+            # Time that an engine did not ask for is not saved up for later.
+            workload.virtual_seconds = max(workload.virtual_seconds, self._virtual_now)
+        workload.was_ready = ready
+        return ready
+
+    def _compute(self, ready: list[Workload]) -> None:
+        workload = next_competitor(ready) if len(ready) > 1 else ready[0]
+        self._virtual_now = workload.virtual_seconds
+        self._step += 1
+        crowded = any(other.is_running for other in self._workloads if other is not workload)
+        began = perf_counter()
+        try:
+            workload.step(self._step, crowded=crowded)
+        except Exception as error:
+            self._contain(workload, error)
+        seconds = perf_counter() - began
+        workload.stats.compute_seconds_total += seconds
+        workload.virtual_seconds += seconds / workload.weight
+
+    def _deliver(self) -> None:
+        outbox = self._outbox
+        if not outbox:
+            return
+        flushes: dict[Callable[[], None], None] = {}
+        for sequence, event in outbox:
+            if sequence.cancelled:
+                continue
+            try:
+                sequence.sink((event,))
+            except Exception:
+                logger.exception("a sink failed, its sequence is cancelled")
+                sequence.cancel()
+            if sequence.flush is not None:
+                flushes[sequence.flush] = None
+        outbox.clear()
+        for flush in flushes:
+            try:
+                flush()
+            except Exception:
+                logger.exception("events could not be delivered")
+
+    def _contain(self, workload: Workload, error: Exception) -> None:
+        """Whatever goes wrong ends the sequences of one engine, never the lane."""
+        logger.error("%s: the engine failed", workload.name, exc_info=error)
+        failed = NativeError(f"the engine of {workload.name!r} failed: {error!r}")
+        try:
+            workload.fail_all(failed)
+        except Exception:
+            logger.exception("%s: its sequences cannot be failed", workload.name)
+
+    def _do(self, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        try:
+            action(*arguments)
+        except Exception:
+            logger.exception("an action on the lane failed")
+
+    def _attach(self, workload: Workload) -> None:
+        workload.virtual_seconds = self._virtual_now
+        self._workloads.append(workload)
+
+    def _detach(self, engine: Engine, done: Future[None]) -> None:
+        workload = engine._workload
+        try:
+            engine._detach()
+            self._deliver()
+        finally:
+            if workload in self._workloads:
+                self._workloads.remove(workload)
+            done.set_result(None)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _end(self) -> None:
+        with self._end_lock:
+            self._ended = True
+        while not self._inbox.empty():
+            self._do(*self._inbox.get())
+        self._fail_everything()
+
+    def _fail_everything(self) -> None:
+        error: ShardloadError = ShuttingDown()
+        for workload in self._workloads:
+            workload.fail_all(error)
+        self._deliver()

@@ -1,0 +1,32 @@
+"""What an engine counts."""
+
+from __future__ import annotations
+
+
+class EngineStats:
+    """Counters of one engine: written on the lane alone, readable on any thread at any time."""
+
+    __slots__ = (
+        "cached_tokens_total",
+        "completion_tokens_total",
+        "compute_seconds_total",
+        "decode_steps_total",
+        "failed_total",
+        "finished_total",
+        "paused_total",
+        "prompt_tokens_total",
+        "queued",
+        "running",
+    )
+
+    def __init__(self) -> None:
+        self.queued = 0
+        self.running = 0
+        self.prompt_tokens_total = 0
+        self.cached_tokens_total = 0
+        self.completion_tokens_total = 0
+        self.decode_steps_total = 0
+        self.finished_total = 0
+        self.failed_total = 0
+        self.paused_total = 0
+        self.compute_seconds_total = 0.0

@@ -1,0 +1,400 @@
+"""What one engine has to do, and how a step of it is done. Everything here runs on the lane thread.
+
+A sequence is queued until a slot and enough KV cells are there, and runs from then until it ends.
+Its prompt, its own tokens and what must be computed again after a pause are all the same to a step: tokens
+that are known and not in the KV cache yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence as Tokens
+from operator import attrgetter
+from time import perf_counter
+
+from shardload.engine.embedding import EmbeddingJob, compute_embeddings
+from shardload.engine.logprobs import RawDistribution
+from shardload.engine.request import Delta
+from shardload.engine.runner import Run, Runner
+from shardload.engine.scheduler import compose
+from shardload.engine.sequence import Sequence
+from shardload.engine.slots import Placement, Slot, SlotTable
+from shardload.engine.stats import EngineStats
+from shardload.errors import NativeError, PromptTooLong, RequestError, ShardloadError
+
+logger = logging.getLogger("shardload.engine")
+
+# A prompt advances by so many tokens at most while others generate: what a long prompt costs them per token.
+CHUNK_TOKENS = 128
+# Cells kept free for each sequence at admission, so that a new one does not at once drive out another.
+HEADROOM_TOKENS = 16
+# A prefix that a running sequence is computing is worth waiting for from this length on.
+AWAITED_PREFIX_TOKENS = 32
+
+
+Outbox = list[tuple[Sequence, Delta | ShardloadError]]
+
+
+class Workload:
+    """The sequences and embeddings of one runner; what they produce goes into the lane's ``outbox``."""
+
+    def __init__(
+        self, name: str, runner: Runner, outbox: Outbox, *, weight: float, output_limit_tokens: int
+    ) -> None:
+        self.name, self.runner, self.weight = name, runner, weight
+        self.stats = EngineStats()
+        self.virtual_seconds = 0.0
+        self.was_ready = False
+        self._outbox = outbox
+        self._output_limit = output_limit_tokens
+        self._queue: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._ready: list[Sequence] = []
+        self._jobs: deque[EmbeddingJob] = deque()
+        self._job_turn = True
+        self._slots = SlotTable(runner.slots)
+        self._pieces: dict[int, bytes] = {}
+        self._end_tokens: set[int] = set()
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self._running)
+
+    # -- what comes in
+
+    def accept(self, sequence: Sequence) -> None:
+        """Take a new sequence into the queue."""
+        if sequence.cancelled:
+            return
+        if sequence.completion_limit <= 0:
+            self._finish_early(sequence)
+            return
+        insort(self._queue, sequence, key=attrgetter("arrival"))
+        self._count()
+
+    def accept_job(self, job: EmbeddingJob) -> None:
+        self._jobs.append(job)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forget a cancelled sequence: its slot is free at once."""
+        if not sequence.done:
+            self._leave(sequence)
+
+    def fail_all(self, error: ShardloadError) -> None:
+        """End everything with an error; the runner is not touched."""
+        for sequence in [*self._running, *self._queue]:
+            self._fail(sequence, error)
+        while self._jobs:
+            _fail_job(self._jobs.popleft(), error)
+
+    # -- what there is to do
+
+    def prepare(self) -> bool:
+        """Admit what can be admitted; whether there is anything to compute."""
+        if self._queue:
+            self._admit()
+        limit = self._output_limit
+        self._ready = ready = []
+        for sequence in self._running:
+            if sequence.produced - sequence.acknowledged < limit:
+                sequence.stalled = False
+                ready.append(sequence)
+            elif not sequence.stalled:
+                sequence.stalled = True
+                # The reader may have caught up before it could see the flag, and then does not wake the lane.
+                if sequence.produced - sequence.acknowledged < limit:
+                    sequence.stalled = False
+                    ready.append(sequence)
+        if self._jobs:
+            self._drop_cancelled_jobs()
+        return bool(ready) or (bool(self._jobs) and self._slots.has_idle)
+
+    def step(self, number: int, *, crowded: bool) -> None:
+        """One decode, and what follows from it; ``crowded`` when other engines have running sequences."""
+        if self._jobs and self._slots.has_idle and (self._job_turn or not self._ready):
+            self._job_turn = False
+            self._embed()
+            return
+        self._job_turn = True
+        budget = self.runner.batch_tokens
+        chunk = min(budget, CHUNK_TOKENS)
+        if crowded:
+            budget = min(budget, max(chunk, self.runner.slots))
+        batch = compose(self._ready, budget_tokens=budget, chunk_tokens=chunk, solo_chunk_tokens=chunk)
+        self._compute(batch, number)
+
+    # -- admission
+
+    def _admit(self) -> None:
+        free = self._slots.idle_count - (1 if self._jobs and self._job_turn else 0)
+        index = 0
+        while free > 0 and index < len(self._queue):
+            sequence = self._queue[index]
+            placement = self._slots.place(sequence.tokens, reuse=not sequence.solo)
+            if placement is None or not self._fits(sequence, placement):
+                break
+            free -= 1
+            if self._is_worth_waiting(sequence, placement):
+                index += 1  # its slot stays reserved
+                continue
+            del self._queue[index]
+            try:
+                self._start(sequence, placement)
+            except Exception as error:
+                self._fail(sequence, self._explained(error))
+        self._count()
+
+    def _fits(self, sequence: Sequence, placement: Placement) -> bool:
+        """Whether the cells suffice, idle caches not counted. What runs alone is always tried."""
+        if not self._running:
+            return True
+        used = sum(len(other.tokens) - other.shared_tokens for other in self._running)
+        needed = len(sequence.tokens) - placement.shared_tokens
+        headroom = HEADROOM_TOKENS * (len(self._running) + 1)
+        return used + needed + headroom <= self.runner.ctx_tokens
+
+    def _is_worth_waiting(self, sequence: Sequence, placement: Placement) -> bool:
+        if sequence.solo or not self._running:
+            return False
+        expected = self._slots.expected_prefix(sequence.tokens)
+        return expected - placement.cached_tokens >= AWAITED_PREFIX_TOKENS
+
+    def _start(self, sequence: Sequence, placement: Placement) -> None:
+        request = sequence.request
+        if sequence.sampler is None and not request.sampling.takes_the_maximum:
+            sequence.sampler = self.runner.sampler(request.sampling, sequence.tokens)
+        cached = self._place(placement)
+        sequence.slot = self._slots.take(placement, sequence.tokens, cached)
+        sequence.shared_tokens = placement.shared_tokens if cached else 0
+        self._running.append(sequence)
+        if sequence.admitted_at is None:
+            sequence.admitted_at = perf_counter()
+            sequence.cached_tokens = cached
+            self.stats.prompt_tokens_total += sequence.prompt_tokens
+            self.stats.cached_tokens_total += cached
+
+    def _place(self, placement: Placement) -> int:
+        """Bring the slot's KV to the cached part of the prompt; the number of tokens that it then holds."""
+        runner, slot, cached = self.runner, placement.slot, placement.cached_tokens
+        if placement.source is not None:
+            self._empty(slot)
+            runner.share(placement.source.index, slot.index, cached)
+        if runner.forget(slot.index, cached):
+            return cached
+        # A recurrent state cannot go back: it can be continued, not shared in part.
+        self._slots.can_share = False
+        self._empty(slot)
+        return 0
+
+    def _empty(self, slot: Slot) -> None:
+        slot.clear()
+        self.runner.forget(slot.index)
+
+    # -- a step
+
+    def _compute(self, batch: list[tuple[Sequence, int]], number: int) -> None:
+        runs = []
+        for sequence, count in batch:
+            slot = sequence.slot
+            assert slot is not None
+            start = slot.length
+            end = start + count
+            tokens = sequence.tokens
+            runs.append(Run(slot.index, start, tokens[start:end], "last" if end == len(tokens) else "none"))
+        try:
+            fits = self.runner.decode(runs)
+        except Exception as error:
+            self._lose([sequence for sequence, _ in batch], error)
+            return
+        if not fits:
+            self._make_room()
+            return
+        self.stats.decode_steps_total += 1
+        self._sample(batch, number)
+
+    def _sample(self, batch: list[tuple[Sequence, int]], number: int) -> None:
+        now = perf_counter()
+        row = 0
+        for sequence, count in batch:
+            slot = sequence.slot
+            assert slot is not None
+            slot.length += count
+            sequence.last_step = number
+            if slot.length < len(sequence.tokens):
+                continue
+            try:
+                self._extend(sequence, row, now)
+            except Exception as error:
+                self._fail(sequence, self._explained(error))
+            row += 1
+
+    def _extend(self, sequence: Sequence, row: int, now: float) -> None:
+        runner = self.runner
+        top = sequence.request.top_logprobs
+        distribution = RawDistribution(runner.logits(row), top) if top is not None else None
+        sampler = sequence.sampler
+        token = sampler.sample(row) if sampler is not None else int(runner.logits(row).argmax())
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._learn(token)
+        is_end = token in self._end_tokens
+        logprob = None
+        if distribution is not None and not is_end:
+            logprob = distribution.of(token, self._piece)
+        before = sequence.completion_tokens
+        delta = sequence.append(token, piece, is_end, logprob, now)
+        self.stats.completion_tokens_total += sequence.completion_tokens - before
+        if delta is not None:
+            self._outbox.append((sequence, delta))
+            if delta.finish is not None:
+                self.stats.finished_total += 1
+                self._leave(sequence)
+
+    def _piece(self, token: int) -> bytes:
+        piece = self._pieces.get(token)
+        return piece if piece is not None else self._learn(token)
+
+    def _learn(self, token: int) -> bytes:
+        if self.runner.is_end(token):
+            self._end_tokens.add(token)
+        piece = self._pieces[token] = self.runner.piece(token)
+        return piece
+
+    def _make_room(self) -> None:
+        """The KV cache was full: give up what is dearest to keep and cheapest to compute again."""
+        cache = self._slots.oldest_cache()
+        if cache is not None:
+            self._empty(cache)
+            return
+        if len(self._running) > 1:
+            # A seeded sequence is computed again token by token, so others go first.
+            self._pause(max(self._running, key=lambda other: (not other.solo, other.arrival)))
+            return
+        for sequence in list(self._running):
+            if sequence.completion_tokens:
+                self._outbox.append((sequence, sequence.finish("length", perf_counter())))
+                self.stats.finished_total += 1
+                self._leave(sequence)
+            else:
+                self._fail(sequence, PromptTooLong(sequence.prompt_tokens, sequence.computed_tokens))
+
+    def _pause(self, sequence: Sequence) -> None:
+        logger.debug("%s: paused a sequence of %d tokens, no KV cells", self.name, len(sequence.tokens))
+        self.stats.paused_total += 1
+        slot = sequence.slot
+        assert slot is not None
+        self._running.remove(sequence)
+        sequence.slot, sequence.shared_tokens = None, 0
+        self._slots.release(slot)
+        self._empty(slot)
+        insort(self._queue, sequence, key=attrgetter("arrival"))
+        self._count()
+
+    # -- embeddings
+
+    def _embed(self) -> None:
+        job = self._jobs[0]
+        prompts = job.next_prompts(self._slots.idle_count, self.runner.batch_tokens)
+        taken: list[Slot] = []
+        try:
+            for prompt in prompts:
+                placement = self._slots.place(prompt, reuse=False)
+                assert placement is not None
+                taken.append(self._slots.take(placement, prompt, 0))
+                self._empty(placement.slot)
+            vectors = compute_embeddings(self.runner, [slot.index for slot in taken], prompts)
+        except Exception as error:
+            self._jobs.popleft()
+            _fail_job(job, self._explained(error))
+            vectors = []
+        finally:
+            self._vacate(taken)
+        if vectors is None:
+            self._make_room_for(job)
+            return
+        if not vectors:
+            return
+        self.stats.decode_steps_total += 1
+        self.stats.prompt_tokens_total += sum(map(len, prompts))
+        job.vectors += vectors
+        if job.complete:
+            self._jobs.popleft()
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_result(job.vectors)
+
+    def _make_room_for(self, job: EmbeddingJob) -> None:
+        if self._running or self._slots.oldest_cache() is not None:
+            self._make_room()
+        else:
+            self._jobs.popleft()
+            _fail_job(job, RequestError("the prompts do not fit the context: raise --ctx or send fewer"))
+
+    def _vacate(self, slots: Tokens[Slot]) -> None:
+        for slot in slots:
+            self._slots.release(slot)
+            try:
+                self._empty(slot)
+            except Exception:
+                logger.exception("%s: slot %d cannot be emptied", self.name, slot.index)
+
+    def _drop_cancelled_jobs(self) -> None:
+        while self._jobs and self._jobs[0].future.cancelled():
+            self._jobs.popleft()
+
+    # -- ends
+
+    def _finish_early(self, sequence: Sequence) -> None:
+        """Nothing was asked for: no decode."""
+        now = perf_counter()
+        self._outbox.append((sequence, sequence.finish("length", now)))
+        self.stats.finished_total += 1
+        sequence.done = True
+
+    def _lose(self, sequences: list[Sequence], error: Exception) -> None:
+        """A decode failed: its sequences end, and nobody knows what their slots hold."""
+        explained = self._explained(error)
+        slots = [sequence.slot for sequence in sequences if sequence.slot is not None]
+        for sequence in sequences:
+            self._fail(sequence, explained)
+        self._vacate(slots)
+
+    def _fail(self, sequence: Sequence, error: ShardloadError) -> None:
+        if sequence.done:
+            return
+        self.stats.failed_total += 1
+        self._outbox.append((sequence, error))
+        self._leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        sequence.done = True
+        slot = sequence.slot
+        if slot is not None:
+            self._running.remove(sequence)
+            sequence.slot = None
+            self._slots.release(slot)
+        elif sequence in self._queue:
+            self._queue.remove(sequence)
+        sampler, sequence.sampler = sequence.sampler, None
+        if sampler is not None:
+            sampler.close()
+        self._count()
+
+    def _count(self) -> None:
+        self.stats.queued, self.stats.running = len(self._queue), len(self._running)
+
+    def _explained(self, error: Exception) -> ShardloadError:
+        """The error as its readers get it; one that nobody meant is logged with its traceback."""
+        if isinstance(error, ShardloadError):
+            logger.warning("%s: %s", self.name, error)
+            return error
+        logger.error("%s: the engine failed", self.name, exc_info=error)
+        failed = NativeError(f"the engine of {self.name!r} failed: {error!r}")
+        failed.__cause__ = error
+        return failed
+
+
+def _fail_job(job: EmbeddingJob, error: ShardloadError) -> None:
+    if job.future.set_running_or_notify_cancel():
+        job.future.set_exception(error)
