@@ -1,0 +1,182 @@
+"""A context over a model: KV slots and computation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from shardload.errors import DecodeFailed, LoadFailed
+from shardload.llama.batch import Batch
+from shardload.llama.handle import Handle
+from shardload.llama.sampler import Sampler
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from shardload.engine.runner import Run
+    from shardload.engine.sampling import SamplingParams
+    from shardload.llama.model import Model
+
+logger = logging.getLogger("shardload.llama")
+
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+POOLING_TYPES: dict[Pooling, int] = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+UBATCH_TOKENS = 512
+NO_ROOM = 1
+FLASH_ATTENTION_AUTO = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """The size and use of a context.
+
+    ``ctx_tokens`` KV cells are shared by all ``slots``. ``threads`` compute steps of single tokens,
+    ``threads_batch`` those of prompts. ``pooling=None`` is the model's own.
+    """
+
+    ctx_tokens: int
+    threads: int
+    threads_batch: int
+    slots: int = 1
+    batch_tokens: int = 512
+    embeddings: bool = False
+    pooling: Pooling | None = None
+    kv_unified: bool = True
+
+
+class Context(Handle):
+    """One context of a model; a Runner for the engine.
+
+    Opened and closed on the opener thread, used on the lane thread between. Keeps its model's weights.
+    ``kv_bytes`` and ``compute_bytes`` are what llama.cpp reserved, privately, for the cache and for
+    computing.
+    """
+
+    def __init__(self, model: Model, params: ContextParams) -> None:
+        """Reserve the KV cache and the compute buffers. Raises LoadFailed."""
+        super().__init__(f"context of {model.path}", None)
+        self.model, self.params = model, params
+        self.vocab = model.vocab
+        self.slots, self.n_vocab = params.slots, model.n_vocab
+        weights = model.retain()
+        try:
+            self._handle = self._create(weights)
+        except BaseException:
+            model.release()
+            raise
+        lib = model.llama.lib
+        self._ffi, self._lib = model.llama.ffi, lib
+        self.ctx_tokens = lib.llama_n_ctx(self._handle)
+        self.batch_tokens = lib.llama_n_batch(self._handle)
+        self._pooled = lib.llama_pooling_type(self._handle) != POOLING_TYPES["none"]
+        self._memory = lib.llama_get_memory(self._handle)
+        self._encodes = model.has_encoder and not model.has_decoder
+        self._max_rows = self.batch_tokens if params.embeddings else params.slots
+        self._batch = Batch(self._ffi, self.batch_tokens, params.slots)
+        self._rows: list[int] = []
+
+    def _create(self, weights: Any) -> Any:
+        model, params = self.model, self.params
+        llama = model.llama
+        native = llama.lib.llama_context_default_params()
+        native.n_ctx, native.n_batch, native.n_seq_max = params.ctx_tokens, params.batch_tokens, params.slots
+        # Without causal attention a prompt is computed in one piece.
+        native.n_ubatch = (
+            params.batch_tokens if params.embeddings else min(params.batch_tokens, UBATCH_TOKENS)
+        )
+        # By default room for the logits of a whole batch is kept: 64 MiB for a vocabulary of 32,000.
+        native.n_outputs_max = 0 if params.embeddings else params.slots
+        native.n_threads, native.n_threads_batch = params.threads, params.threads_batch
+        native.embeddings, native.kv_unified, native.no_perf = params.embeddings, params.kv_unified, True
+        native.flash_attn_type = FLASH_ATTENTION_AUTO
+        if params.pooling is not None:
+            native.pooling_type = POOLING_TYPES[params.pooling]
+        with llama.log.collect() as log:
+            pointer = llama.lib.llama_init_from_model(weights, native)
+        if pointer == llama.ffi.NULL:
+            raise LoadFailed(f"{params.ctx_tokens}-token context of {model.path}", log.reason())
+        self.kv_bytes = log.mebibytes("KV buffer size") + log.mebibytes("RS buffer size")
+        self.compute_bytes = log.mebibytes("compute buffer size") + log.mebibytes("output buffer size")
+        return pointer
+
+    def decode(self, runs: Sequence[Run]) -> bool:
+        """Compute the runs in one batch; False when the KV cache has no room. Raises DecodeFailed.
+
+        With ``embeddings`` every token is an output, whatever a run wants.
+        """
+        context = self.pointer
+        self._rows = []
+        rows = self._batch.fill(runs, every_row=self.params.embeddings)
+        if len(rows) > self._max_rows:
+            raise ValueError(f"{len(rows)} outputs wanted of a context that has room for {self._max_rows}")
+        compute = self._lib.llama_encode if self._encodes else self._lib.llama_decode
+        status = compute(context, self._batch.native)
+        if status == 0:
+            self._rows = rows
+            return True
+        if status == NO_ROOM:
+            return False
+        raise DecodeFailed(status)
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """The logits of an output row of the last decode: llama.cpp's memory, valid until the next."""
+        pointer = self._lib.llama_get_logits_ith(self.pointer, self._rows[row])
+        return self._view(pointer, self.n_vocab)
+
+    def batch_index(self, row: int) -> int:
+        """Where in the last batch the token of an output row stands."""
+        return self._rows[row]
+
+    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
+        """A sampler that has seen ``history``. Raises RequestError for parameters it cannot follow."""
+        return Sampler(self, params, history)
+
+    def forget(self, slot: int, start: int = 0) -> bool:
+        """Drop a slot's KV from position ``start`` on; False where the model's state has no way back."""
+        _ = self.pointer
+        if self._memory == self._ffi.NULL:
+            return True
+        return bool(self._lib.llama_memory_seq_rm(self._memory, slot, start, -1))
+
+    def share(self, source: int, target: int, tokens: int) -> None:
+        """Let ``target`` see the first tokens of ``source``; nothing is copied in a unified cache."""
+        _ = self.pointer
+        if not self.params.kv_unified and self.slots > 1:
+            raise ValueError("slots share their KV in a unified cache only")
+        if self._memory != self._ffi.NULL:
+            self._lib.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+
+    def embedding(self, slot: int) -> NDArray[np.float32]:
+        """The pooled embedding of a slot's sequence in the last decode: a copy, not normalised."""
+        pointer = self._lib.llama_get_embeddings_seq(self.pointer, slot)
+        if pointer == self._ffi.NULL:
+            raise ValueError(f"slot {slot} has no pooled embedding: it was not in the last decode")
+        return self._view(pointer, self.model.n_embd_out).copy()
+
+    def token_embeddings(self, rows: int) -> NDArray[np.float32]:
+        """The first output rows of the last decode, unpooled, in one array: a copy."""
+        listed = [self._lib.llama_get_embeddings_ith(self.pointer, row) for row in self._rows[:rows]]
+        if any(pointer == self._ffi.NULL for pointer in listed):
+            raise ValueError("the last decode has no unpooled embeddings")
+        width = self.model.n_embd_out
+        return np.stack([self._view(pointer, width) for pointer in listed])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the text; none for control tokens."""
+        return self.vocab.piece(token)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends the generation."""
+        return self.vocab.is_end(token)
+
+    def _view(self, pointer: Any, count: int) -> NDArray[np.float32]:
+        return np.frombuffer(self._ffi.buffer(pointer, 4 * count), np.float32)
+
+    def _free(self, pointer: Any) -> None:
+        self._rows = []
+        self.model.llama.lib.llama_free(pointer)
+        self.model.release()

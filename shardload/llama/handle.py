@@ -1,0 +1,54 @@
+"""What all owned handles have in common."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Any, Self
+
+from shardload.errors import HandleClosed
+
+
+class Handle:
+    """One C object with one owner.
+
+    `close()` is idempotent; use after it raises HandleClosed; a handle that nobody closed is closed by the
+    garbage collector with a ResourceWarning that names it.
+    """
+
+    def __init__(self, what: str, pointer: Any) -> None:
+        self._what = what
+        self._handle = pointer
+
+    @property
+    def closed(self) -> bool:
+        return self._handle is None
+
+    @property
+    def pointer(self) -> Any:
+        """The C pointer; raises HandleClosed after `close()`."""
+        if self._handle is None:
+            raise HandleClosed(self._what)
+        return self._handle
+
+    def close(self) -> None:
+        """Give the C object back."""
+        pointer, self._handle = self._handle, None
+        if pointer is not None:
+            self._free(pointer)
+
+    def _free(self, pointer: Any) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            warnings.warn(f"unclosed {self._what}", ResourceWarning, stacklevel=1, source=self)
+            self.close()

@@ -1,0 +1,205 @@
+"""Weights: one open model file, mapped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from shardload_native.amx import avoid_traps
+from shardload_native.hooks import Mapping, lazy_mapping
+from shardload_native.library import Llama, load, text
+
+from shardload.errors import HandleClosed, LoadFailed
+from shardload.llama.handle import Handle
+from shardload.llama.vocab import Vocab
+
+logger = logging.getLogger("shardload.llama")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParams:
+    """How a model is opened.
+
+    ``use_extra_bufts`` lets llama.cpp copy some quantised weights into an order its kernels like: faster,
+    and private memory instead of shared pages. ``lazy=False`` is llama.cpp's own load, which reads the
+    whole file. ``check_tensors`` looks for invalid values, which also reads everything.
+    """
+
+    gpu_layers: int = 0
+    use_extra_bufts: bool = False
+    lazy: bool = True
+    check_tensors: bool = False
+
+
+class Model(Handle):
+    """The weights of one model. Opened and closed on the opener thread.
+
+    Contexts keep their model: `close()` while some are open ends the use of this handle at once, and gives
+    the weights back when the last context closes.
+    """
+
+    @classmethod
+    def open(
+        cls,
+        paths: Sequence[Path],
+        params: ModelParams | None = None,
+        progress: Callable[[float], bool] | None = None,
+    ) -> Self:
+        """Map a model file, or all parts of a split one, in order.
+
+        ``progress`` is told how much is done, 0 to 1; returning False gives the load up. Raises LoadFailed
+        with llama.cpp's reason, or what ``progress`` raised.
+        """
+        params = params or ModelParams()
+        llama = load()
+        if params.use_extra_bufts:
+            avoid_traps(llama)
+        started = time.perf_counter()
+        pointer, mappings = _load(llama, paths, params, progress)
+        model = cls(llama, pointer, paths, mappings)
+        logger.info(
+            "opened %s: %d bytes, %s, %.0f ms",
+            model.path,
+            model.size_bytes,
+            "mapped lazily" if model.lazily_mapped else "read by llama.cpp",
+            (time.perf_counter() - started) * 1000,
+        )
+        return model
+
+    def __init__(
+        self, llama: Llama, pointer: Any, paths: Sequence[Path], mappings: tuple[Mapping, ...]
+    ) -> None:
+        super().__init__(f"model {paths[0]}", pointer)
+        self.llama = llama
+        self.paths = tuple(paths)
+        self.path = self.paths[0]
+        self.mappings = mappings
+        self._users_lock = threading.Lock()
+        self._users = 1
+        self._weights = pointer
+        lib = llama.lib
+        self.vocab = Vocab(
+            llama,
+            lib.llama_model_get_vocab(pointer),
+            check_open=lambda: self.weights,
+            adds_space=self.metadata("tokenizer.ggml.add_space_prefix") != "false",
+        )
+        self.n_vocab = self.vocab.n_tokens
+        self.n_ctx_train = lib.llama_model_n_ctx_train(pointer)
+        self.n_embd = lib.llama_model_n_embd(pointer)
+        self.n_embd_out = lib.llama_model_n_embd_out(pointer)
+        self.n_layer = lib.llama_model_n_layer(pointer)
+        self.n_params = lib.llama_model_n_params(pointer)
+        self.size_bytes = lib.llama_model_size(pointer)
+        self.has_encoder = bool(lib.llama_model_has_encoder(pointer))
+        self.has_decoder = bool(lib.llama_model_has_decoder(pointer))
+        self.is_recurrent = bool(lib.llama_model_is_recurrent(pointer) or lib.llama_model_is_hybrid(pointer))
+        buffer = llama.ffi.new("char[256]")
+        lib.llama_model_desc(pointer, buffer, 256)
+        self.description = text(llama.ffi, buffer)
+        self.architecture = self.metadata("general.architecture") or ""
+        pooling = self.metadata(f"{self.architecture}.pooling_type")
+        names = ("none", "mean", "cls", "last", "rank")
+        self.pooling = names[int(pooling)] if pooling and pooling in "01234" else None
+
+    @property
+    def lazily_mapped(self) -> bool:
+        """Whether opening left all weights untouched in their files."""
+        return bool(self.mappings)
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as text; None when absent. Arrays are not available."""
+        ffi, lib = self.llama.ffi, self.llama.lib
+        needed = lib.llama_model_meta_val_str(self.pointer, key.encode(), ffi.NULL, 0)
+        if needed < 0:
+            return None
+        buffer = ffi.new("char[]", needed + 1)
+        lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, needed + 1)
+        return text(ffi, buffer)
+
+    @property
+    def weights(self) -> Any:
+        """The C pointer as long as any context is open; raises HandleClosed afterwards."""
+        if self._weights is None:
+            raise HandleClosed(self._what)
+        return self._weights
+
+    def retain(self) -> Any:
+        """The C pointer, with one more user of the weights; each user calls `release()` once."""
+        with self._users_lock:
+            pointer = self.pointer
+            self._users += 1
+            return pointer
+
+    def release(self) -> None:
+        """Count one user less; the last one's release gives the weights back."""
+        with self._users_lock:
+            self._users -= 1
+            if self._users:
+                return
+            pointer, self._weights = self._weights, None
+        self.mappings = ()
+        self.llama.lib.llama_model_free(pointer)
+
+    def _free(self, pointer: Any) -> None:
+        self.release()
+
+
+def _load(
+    llama: Llama,
+    paths: Sequence[Path],
+    params: ModelParams,
+    progress: Callable[[float], bool] | None,
+) -> tuple[Any, tuple[Mapping, ...]]:
+    ffi, lib = llama.ffi, llama.lib
+    native = lib.llama_model_default_params()
+    native.n_gpu_layers = params.gpu_layers
+    native.use_extra_bufts = params.use_extra_bufts
+    native.check_tensors = params.check_tensors
+    raised: list[BaseException] = []
+    callback = _progress_callback(ffi, progress, raised)
+    native.progress_callback = callback
+    names = [ffi.new("char[]", os.fsencode(path)) for path in paths]
+    with llama.log.collect() as log:
+        # Layers on another device are copied there: reading ahead is right for them.
+        if params.lazy and params.gpu_layers == 0:
+            with lazy_mapping() as recording:
+                pointer = _call(llama, names, native)
+            mappings = tuple(recording.mappings)
+        else:
+            pointer, mappings = _call(llama, names, native), ()
+    if pointer != ffi.NULL:
+        return pointer, mappings
+    if raised:
+        raise raised[0]
+    cancelled = any("cancelled" in line for _, line in log.lines)
+    raise LoadFailed(str(paths[0]), "the load was given up" if cancelled else log.reason())
+
+
+def _call(llama: Llama, names: list[Any], params: Any) -> Any:
+    if len(names) == 1:
+        return llama.lib.llama_model_load_from_file(names[0], params)
+    return llama.lib.llama_model_load_from_splits(llama.ffi.new("const char *[]", names), len(names), params)
+
+
+def _progress_callback(
+    ffi: Any, progress: Callable[[float], bool] | None, raised: list[BaseException]
+) -> Any:
+    """A C function that reports progress; without one llama.cpp prints dots."""
+
+    def report(done: float, _data: Any) -> bool:
+        if progress is None:
+            return True
+        try:
+            return bool(progress(done))
+        except BaseException as error:
+            raised.append(error)
+            return False
+
+    return ffi.callback("bool(float, void *)", report, error=False)
