@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shardload.config import RouteConfig
-from shardload.errors import ModelNotFound, RequestError, ShardloadError
+from shardload.errors import ModelNotFound, ModelUnavailable, RequestError, ShardloadError
 from shardload.library.entry import ModelEntry
 from shardload.routing.features import RequestFeatures
 from shardload.routing.rules import ANY_MODEL, failed_condition
@@ -63,7 +63,8 @@ def choose(
 ) -> Decision:
     """Decide who answers: the first rule that applies, else the model by name, else the best for ``auto``.
 
-    Raises ModelNotFound, and never opens or changes anything.
+    Raises ModelNotFound, OpenFailed for a file known to be no model, and RequestError where nobody named can
+    do what is asked. Opens and changes nothing.
     """
     trace: list[str] = []
     for route in routes:
@@ -83,6 +84,9 @@ def choose(
         trace.append(f"{AUTO}: {_listing(candidates)}")
         return Decision(candidates, AUTO, tuple(trace))
     entry = catalog.get(features.model)
+    lack = _lack(entry, features)
+    if lack is not None:
+        raise RequestError(f"the model {entry.name!r} {lack}", param="model")
     trace.append(f"{BY_NAME}: {features.model} is {entry.name}")
     return Decision((Candidate(entry, "asked for by name"),), BY_NAME, tuple(trace))
 
@@ -95,7 +99,7 @@ def _wrong_model(route: RouteConfig, features: RequestFeatures, catalog: Catalog
         try:
             if catalog.get(wanted).name == catalog.get(features.model).name:
                 return None
-        except ModelNotFound:
+        except (ModelNotFound, ModelUnavailable):
             pass
     return f"model is {features.model}, not {wanted}"
 
@@ -116,8 +120,8 @@ def _targets(
                 if name == AUTO
                 else [catalog.get(name)]
             )
-        except ModelNotFound:
-            trace.append(f"{route.name}: {name} is not there")
+        except (ModelNotFound, ModelUnavailable) as error:
+            trace.append(f"{route.name}: {name} is not there ({error})")
             continue
         for entry in entries:
             lack = _lack(entry, features)

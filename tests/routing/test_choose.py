@@ -139,8 +139,8 @@ def test_missing_and_unable_targets_are_passed_over(catalog: CatalogView) -> Non
     )
     decision = choose(features(), catalog, routes, cold)
     assert (decision.rule, names(decision)) == ("next", ["large"])
-    assert decision.trace[:3] == (
-        "gone: nobody is not there",
+    assert decision.trace[0].startswith("gone: nobody is not there (the model 'nobody' does not exist")
+    assert decision.trace[1:3] == (
         "gone: vectors makes embeddings only",
         "gone: matches, but none of its models can answer",
     )
@@ -149,6 +149,21 @@ def test_missing_and_unable_targets_are_passed_over(catalog: CatalogView) -> Non
 def test_auto_as_a_fallback_takes_anyone_able(catalog: CatalogView) -> None:
     routes = (RouteConfig(name="first", target="large", fallbacks=("auto",)),)
     assert names(choose(features(), catalog, routes, cold)) == ["large", "small", "helper"]
+
+
+@pytest.mark.parametrize(
+    ("request_features", "words"),
+    [
+        (features("vectors"), "the model 'vectors' makes embeddings only"),
+        (features("small", tools=True), "the model 'small' takes no tools"),
+        (features("small", images=True), "the model 'small' takes no images"),
+    ],
+)
+def test_a_named_model_that_cannot_is_an_error(
+    catalog: CatalogView, request_features: RequestFeatures, words: str
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        choose(request_features, catalog, (), cold)
 
 
 @given(

@@ -1,0 +1,264 @@
+"""The one natural path of a request: choose a model, lease it, make tokens, generate, give all back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from shardload.answer import Answer, AnswerDelta, Merged, Nothing, Single, Source
+from shardload.chat.grammar import response_schema, schema_grammar
+from shardload.chat.template import ChatTemplate
+from shardload.config import RouteConfig
+from shardload.engine.request import GenerationRequest
+from shardload.errors import (
+    ModelNotFound,
+    ModelUnavailable,
+    Overloaded,
+    PromptTooLong,
+    RequestError,
+    ShuttingDown,
+)
+from shardload.plan import Plan, features_of
+from shardload.prompts import chat_tokens, completion_tokens, embedding_tokens
+from shardload.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Options, Prompt, Request
+from shardload.routing import CatalogView, Residency, choose
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from shardload.engine.stream import DeltaStream
+    from shardload.library.entry import Kind, ModelEntry
+    from shardload.library.manager import Lease, Manager, OpenProgress
+
+__all__ = [
+    "Answer",
+    "AnswerDelta",
+    "ChatRequest",
+    "CompletionRequest",
+    "EmbeddingRequest",
+    "Embeddings",
+    "Options",
+    "Plan",
+    "Prompt",
+    "Request",
+    "Service",
+]
+
+T = TypeVar("T")
+Progress = Callable[["OpenProgress"], None]
+
+LONG_TEXT_CHARACTERS = 20_000
+"""From here on tokens are made on a worker thread: the event loop has others to serve."""
+WORKER_THREADS = 2
+TEMPLATES_KEPT = 64
+
+logger = logging.getLogger("shardload.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector of length 1 for each input, and who made them."""
+
+    vectors: tuple[NDArray[np.float32], ...]
+    prompt_tokens: int
+    model: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A generation request in the model's own terms."""
+
+    prompts: tuple[list[int], ...]
+    grammar: str | None
+    options: Options
+
+
+class Service:
+    """Answers requests with the models of a catalog; event loop only. Owns nothing that needs closing."""
+
+    def __init__(self, catalog: CatalogView, manager: Manager, routes: Sequence[RouteConfig] = ()) -> None:
+        self._catalog, self._manager = catalog, manager
+        self.routes = tuple(routes)
+        """The rules for new requests; may be replaced at any time."""
+        self._make_template = functools.lru_cache(TEMPLATES_KEPT)(ChatTemplate)
+        self._threads = anyio.CapacityLimiter(WORKER_THREADS)
+
+    def plan(
+        self,
+        request: Request,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        key: str | None = None,
+    ) -> Plan:
+        """Check a request and choose who may answer it; opens nothing.
+
+        Raises RequestError naming the field, ModelNotFound, and OpenFailed for a file that cannot be served.
+        """
+        request.check()
+        features = features_of(request, headers, key)
+        return Plan(request, features, choose(features, self._catalog, self.routes, self._residency()))
+
+    async def start(self, plan: Plan, progress: Progress | None = None) -> Answer:
+        """Lease a model, opening it if need be, and begin to generate; the caller closes the answer.
+
+        Raises RequestError (PromptTooLong among them), ModelUnavailable and Overloaded.
+        """
+        request = plan.request
+        if isinstance(request, EmbeddingRequest):
+            raise RequestError("a request for embeddings has no answer to generate", param="model")
+        lease = await self._lease(plan, "generate", request.options.keep_alive_seconds, progress)
+        try:
+            prepared = await self._prepare(request, lease)
+            return _submit(request, prepared, lease, plan.rule)
+        except BaseException:
+            lease.release()
+            raise
+
+    async def embed(self, plan: Plan, progress: Progress | None = None) -> Embeddings:
+        """Turn texts into vectors; raises what ``start`` raises."""
+        request = plan.request
+        if not isinstance(request, EmbeddingRequest):
+            raise RequestError("only a request for embeddings has vectors", param="model")
+        lease = await self._lease(plan, "embed", request.keep_alive_seconds, progress)
+        with lease:
+            prompts = await self._in_thread_if_long(
+                _characters(request.inputs),
+                lambda: [embedding_tokens(text, lease.vocab) for text in request.inputs],
+            )
+            try:
+                vectors = await asyncio.wrap_future(lease.engine.embed(prompts))
+            except PromptTooLong as error:
+                raise PromptTooLong(error.prompt_tokens, error.context_tokens, param="input") from error
+        return Embeddings(
+            vectors=tuple(_cut(vector, request.dimensions) for vector in vectors),
+            prompt_tokens=sum(map(len, prompts)),
+            model=lease.entry.name,
+            rule=plan.rule,
+        )
+
+    def _residency(self) -> Callable[[ModelEntry], Residency]:
+        @functools.cache
+        def states() -> dict[str, Residency]:
+            return {
+                status.name: Residency(status.state, max(0, status.size_bytes - (status.resident_bytes or 0)))
+                for status in self._manager.status()
+            }
+
+        return lambda entry: states().get(entry.name) or Residency("closed", entry.size_bytes)
+
+    async def _lease(
+        self, plan: Plan, kind: Kind, keep_alive_seconds: float | None, progress: Progress | None
+    ) -> Lease:
+        """A lease on the first candidate that can answer now; the first one's error when none can."""
+        first: Exception | None = None
+        for candidate in plan.decision.candidates:
+            try:
+                return await self._manager.lease(
+                    candidate.entry, kind=kind, keep_alive_seconds=keep_alive_seconds, progress=progress
+                )
+            except ShuttingDown:
+                raise
+            except (ModelUnavailable, Overloaded, ModelNotFound) as error:
+                logger.info("%s: %s cannot answer: %s", plan.rule, candidate.entry.name, error)
+                first = first or error
+        assert first is not None, "a decision has candidates"
+        raise first
+
+    async def _prepare(self, request: ChatRequest | CompletionRequest, lease: Lease) -> _Prepared:
+        options = request.options.over(Options.of(lease.entry.parameters))
+        schema, prompts = None, request.prompts if isinstance(request, CompletionRequest) else ()
+        characters = _characters(prompts)
+        if isinstance(request, ChatRequest):
+            schema = response_schema(request.response_format)
+            characters = sum(len(message.text) for message in request.messages)
+        if schema is not None and options.grammar is not None:
+            raise RequestError("response_format and grammar cannot be combined", param="grammar")
+
+        def work() -> _Prepared:
+            grammar = options.grammar if schema is None else schema_grammar(schema)
+            if isinstance(request, ChatRequest):
+                tokens = [chat_tokens(request, lease.entry, lease.vocab, self._make_template)]
+            else:
+                tokens = [completion_tokens(prompt, lease.vocab) for prompt in prompts]
+            return _Prepared(tuple(tokens), grammar, options)
+
+        return await self._in_thread_if_long(characters, work, force=bool(schema))
+
+    async def _in_thread_if_long(self, characters: int, work: Callable[[], T], *, force: bool = False) -> T:
+        """Do work on the leased model; a cancelled request waits for it, so that it never outlives the lease."""
+        if characters <= LONG_TEXT_CHARACTERS and not force:
+            return work()
+        return await anyio.to_thread.run_sync(work, limiter=self._threads)
+
+
+def _submit(request: ChatRequest | CompletionRequest, prepared: _Prepared, lease: Lease, rule: str) -> Answer:
+    chat = isinstance(request, ChatRequest)
+    lengths = [len(prompt) for prompt in prepared.prompts]
+    with ExitStack() as undo:
+        try:
+            streams = _streams(prepared, request.n, lease, undo)
+        except PromptTooLong as error:
+            param = "messages" if chat else "prompt"
+            raise PromptTooLong(error.prompt_tokens, error.context_tokens, param=param) from error
+        source = _source(streams, lengths, request.n)
+        kind: Literal["chatcmpl", "cmpl"] = "chatcmpl" if chat else "cmpl"
+        answer = Answer(lease, source, kind=kind, rule=rule, prompts_tokens=lengths, n=request.n)
+        undo.pop_all()
+    return answer
+
+
+def _streams(prepared: _Prepared, n: int, lease: Lease, undo: ExitStack) -> list[DeltaStream]:
+    streams: list[DeltaStream] = []
+    if prepared.options.max_tokens == 0:
+        return streams
+    for prompt in prepared.prompts:
+        for offset in range(n):
+            stream = lease.engine.stream(_generation(prompt, prepared, offset))
+            undo.callback(stream.close)
+            streams.append(stream)
+    return streams
+
+
+def _source(streams: Sequence[DeltaStream], lengths: Sequence[int], n: int) -> Source:
+    if not streams:
+        return Nothing(lengths, n)
+    return Single(streams[0]) if len(streams) == 1 else Merged(streams)
+
+
+def _generation(prompt: Sequence[int], prepared: _Prepared, offset: int) -> GenerationRequest:
+    options = prepared.options
+    return GenerationRequest(
+        prompt=prompt,
+        max_tokens=options.max_tokens,
+        sampling=options.sampling(offset=offset, grammar=prepared.grammar),
+        stop=options.stop or (),
+        ignore_eos=bool(options.ignore_eos),
+        top_logprobs=options.top_logprobs,
+    )
+
+
+def _characters(prompts: Sequence[Prompt]) -> int:
+    return sum(len(prompt) for prompt in prompts)
+
+
+def _cut(vector: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
+    """The first dimensions of a vector, of length 1 again."""
+    if dimensions is None or dimensions == len(vector):
+        return vector
+    if dimensions > len(vector):
+        raise RequestError(
+            f"dimensions is {dimensions} and the model's vectors have {len(vector)}", param="dimensions"
+        )
+    short = vector[:dimensions]
+    length = float(np.linalg.norm(short))
+    return short / np.float32(length) if length > 0 else short.copy()
