@@ -5,6 +5,7 @@ Nothing heavy may be imported here: ``shardload --help`` has to be instant.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -85,10 +86,13 @@ def root(
     ] = False,
 ) -> None:
     """Serve every GGUF model on this machine from one process, behind one port."""
+    # Commands say themselves what matters; without a handler Python would print warnings on its own.
+    logging.getLogger("shardload").addHandler(logging.NullHandler())
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(metavar="FILE_OR_FOLDER", help="Models; without any: the demo models."),
@@ -141,7 +145,7 @@ def serve(
         api_keys=tuple(api_key or ()),
         api_key_file=api_key_file,
     )
-    command.serve(options)
+    command.serve(options, debug=context.find_root().params["debug"])
 
 
 @app.command()
@@ -160,8 +164,9 @@ def run(
 ) -> None:
     """Chat in the terminal, with a file or a running server."""
     from shardload_server.cli import run as command
+    from shardload_server.cli.talk import RunOptions
 
-    options = command.RunOptions(
+    options = RunOptions(
         model=model,
         url=url,
         api_key=api_key,

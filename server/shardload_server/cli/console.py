@@ -44,6 +44,19 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def log_to_stderr(level: str = "INFO") -> None:
+    """Print shardload's log, one line per event; of llama.cpp's own only what it warns of."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    root = logging.getLogger("shardload")
+    root.addHandler(handler)
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "asyncio"):
+        logging.getLogger(name).addHandler(handler)
+
+
 def phrase(error: Exception) -> str | None:
     """The one line that says what went wrong, or None for an error nobody foresaw."""
     if isinstance(error, ShardloadError):

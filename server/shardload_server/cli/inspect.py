@@ -61,10 +61,11 @@ def _file_pages(path: Path) -> Pages | None:
 
 
 def _key_values(gguf: GGUFFile, ctx_tokens: int | None) -> KeyValues:
-    from shardload.library import kv_bytes
+    from shardload.library.estimate import kv_bytes, memory_shape
 
     ctx = ctx_tokens or min(gguf.context_length or DEFAULT_CTX_TOKENS, DEFAULT_CTX_TOKENS)
-    return KeyValues(kv_bytes(gguf, 1), ctx, kv_bytes(gguf, ctx))
+    shape = memory_shape(gguf)
+    return KeyValues(shape.kv_bytes_per_token, ctx, kv_bytes(shape, ctx))
 
 
 def _pages(found: Inspection) -> list[RenderableType]:
@@ -145,8 +146,8 @@ def _block_line(found: Inspection) -> str:
 
 
 def _kv_line(values: KeyValues) -> str:
-    if values.bytes_per_token is None or values.bytes is None:
-        return "not to be told from the header"
+    if not values.bytes:
+        return "none"
     return (
         f"{format_bytes(values.bytes_per_token)} per token, "
         f"{format_bytes(values.bytes)} for {values.ctx_tokens} tokens"

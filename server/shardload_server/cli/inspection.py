@@ -48,11 +48,11 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
 
 class KeyValues(msgspec.Struct, frozen=True):
-    """Bytes of the KV cache; None where the header does not tell."""
+    """Bytes of the KV cache for a token, and for a context of one sequence; 0 for a model without one."""
 
-    bytes_per_token: int | None
+    bytes_per_token: int
     ctx_tokens: int
-    bytes: int | None
+    bytes: int
 
 
 class Inspection(msgspec.Struct, frozen=True):

@@ -56,15 +56,19 @@ def checked(response: httpx.Response) -> Any:
         body = json.loads(response.content)
     except ValueError:
         body = None
-    if response.is_success and body is not None:
-        return body
+    if not response.is_success or body is None:
+        console.fail(_refusal(response, body))
+    return body
+
+
+def _refusal(response: httpx.Response, body: Any) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else None
     if message is None:
-        message = f"{response.url} answered {response.status_code}, and not as a shardload server does"
-    elif response.status_code == 401:
-        message += ": give it with --api-key or SHARDLOAD_API_KEY"
-    console.fail(message)
+        return f"{response.url} answered {response.status_code}, and not as a shardload server does"
+    if response.status_code == 401:
+        return f"{message} (give it with --api-key or SHARDLOAD_API_KEY)"
+    return str(message)
 
 
 def list_models(server: Server, *, as_json: bool) -> None:
@@ -152,6 +156,6 @@ def unload(server: Server, model: str) -> None:
 
 
 def pin(server: Server, model: str, *, pinned: bool) -> None:
-    """Pin a model, which opens it, or unpin it."""
-    server.request("POST", f"{MODELS_PATH}/load", {"model": model, "pin": pinned})
+    """Pin a model, or let it go."""
+    server.request("POST", f"{MODELS_PATH}/pin", {"model": model, "pinned": pinned})
     console.stdout().print(f"{model} is {'pinned' if pinned else 'no longer pinned'}")

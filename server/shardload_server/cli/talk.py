@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from shardload_server.cli import console, remote
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import httpx
 
     import shardload
@@ -43,7 +41,7 @@ class RunOptions:
 class Talker(Protocol):
     """Answers conversations, piece by piece; closing the iterator stops the answer."""
 
-    def answer(self, messages: Messages) -> Iterator[str]: ...
+    def answer(self, messages: Messages) -> Generator[str, None, None]: ...
     def close(self) -> None: ...
 
 
@@ -67,7 +65,7 @@ class FileTalker:
         extra = {} if options.ctx is None else {"ctx": options.ctx}
         self._model: shardload.OpenModel = shardload.open(Path(options.model).expanduser(), **extra)
 
-    def answer(self, messages: Messages) -> Iterator[str]:
+    def answer(self, messages: Messages) -> Generator[str, None, None]:
         """Stream one answer."""
         with closing(self._model.chat(messages, stream=True, **self._options.sampling())) as deltas:
             for delta in deltas:
@@ -87,7 +85,7 @@ class ServerTalker:
         # An unknown name is told before anybody types a question.
         self._server.request("GET", f"/v1/models/{options.model}")
 
-    def answer(self, messages: Messages) -> Iterator[str]:
+    def answer(self, messages: Messages) -> Generator[str, None, None]:
         """Stream one answer."""
         body = {"model": self._options.model, "messages": list(messages), "stream": True}
         with (

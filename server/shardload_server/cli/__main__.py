@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from shardload_server.cli import main
+
+main()
