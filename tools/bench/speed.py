@@ -1,0 +1,129 @@
+"""The rows about tokens per second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from tools.bench.figures import Row, Setting, figure, paired, quotients
+from tools.bench.load import Ask, one, prompt, together, total_rate
+from tools.bench.processes import PeerSettings, Target, behind_nginx, peers, shardload
+
+CTX_TOKENS = 4096
+SLOTS = 8
+
+
+def single_stream(setting: Setting) -> Iterator[Row]:
+    """One stream, decode only."""
+    models = setting.only("a")
+    same = PeerSettings("same threads", threads=setting.threads)
+    with (
+        shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as ours,
+        peers(models, same, slots=1, ctx_tokens=CTX_TOKENS) as theirs,
+    ):
+
+        def rate(target: Target, turn: int) -> float:
+            return one(_ask(target, "a", turn, setting.tokens)).decode_rate
+
+        first, second = paired(
+            setting.repeats, lambda turn: rate(ours, turn), lambda turn: rate(theirs, turn)
+        )
+    yield Row(
+        "single stream decode, Q8_0, against xllamacpp",
+        figure(first, "tok/s"),
+        figure(second, "tok/s"),
+        quotients(first, second),
+        0.97,
+        "higher",
+    )
+
+
+def parallel(setting: Setting) -> Iterator[Row]:
+    """Eight streams to one model."""
+    models = setting.only("a")
+    same = PeerSettings("same threads", threads=setting.threads)
+    with (
+        shardload(models, threads=setting.threads, slots=SLOTS, ctx_tokens=CTX_TOKENS) as ours,
+        peers(models, same, slots=SLOTS, ctx_tokens=CTX_TOKENS) as theirs,
+    ):
+
+        def rate(target: Target, turn: int) -> float:
+            asks = [_ask(target, "a", turn * SLOTS + index, setting.tokens) for index in range(SLOTS)]
+            return total_rate(together(asks))
+
+        first, second = paired(
+            setting.repeats, lambda turn: rate(ours, turn), lambda turn: rate(theirs, turn)
+        )
+    yield Row(
+        "8 parallel requests to one model, total, against xllamacpp with 8 slots",
+        figure(first, "tok/s"),
+        figure(second, "tok/s"),
+        quotients(first, second),
+        1.0,
+        "higher",
+    )
+
+
+def two_models(setting: Setting) -> Iterator[Row]:
+    """Two models at once against each alone, all on our side."""
+    models = setting.only("a", "b")
+    with shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as target:
+
+        def alone(turn: int) -> float:
+            rates = [total_rate([one(_ask(target, name, turn, setting.tokens))]) for name in models]
+            return sum(rates) / len(rates)
+
+        first, second = paired(setting.repeats, lambda turn: _both(target, turn, setting.tokens), alone)
+    yield Row(
+        "two models at once, total, against the mean of each alone",
+        figure(first, "tok/s"),
+        figure(second, "tok/s alone"),
+        quotients(first, second),
+        0.9,
+        "higher",
+    )
+
+
+def two_processes(setting: Setting) -> Iterator[Row]:
+    """Two models at once in one process against one process each."""
+    half = max(1, setting.threads // 2)
+    candidates = [
+        PeerSettings("default settings"),
+        PeerSettings("passive waiting", environment={"OMP_WAIT_POLICY": "passive"}),
+        PeerSettings("no polling", poll=0),
+        PeerSettings(f"{half} threads each", threads=half),
+        PeerSettings(f"{half} threads each, no polling", threads=half, poll=0),
+    ]
+    models = setting.only("a", "b")
+    measured: list[tuple[PeerSettings, list[float], list[float]]] = []
+    with shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as ours:
+        for settings in candidates:
+            with (
+                peers(models, settings, slots=1, ctx_tokens=CTX_TOKENS) as apart,
+                behind_nginx(apart) as theirs,
+            ):
+                pair = paired(
+                    setting.repeats,
+                    lambda turn: _both(ours, turn, setting.tokens),
+                    lambda turn, theirs=theirs: _both(theirs, turn, setting.tokens),  # type: ignore[misc]
+                )
+            measured.append((settings, *pair))
+    best = max(measured[1:], key=lambda entry: median(entry[2]))
+    for (settings, first, second), target, kind in ((measured[0], 5.0, "default"), (best, 1.0, "best")):
+        yield Row(
+            f"two models at once against two xllamacpp processes behind nginx, {kind} settings",
+            figure(first, "tok/s"),
+            figure(second, "tok/s"),
+            quotients(first, second),
+            target,
+            "higher",
+            note="" if kind == "default" else f"best of {len(candidates) - 1}: {settings.label}",
+        )
+
+
+def _ask(target: Target, name: str, seed: int, tokens: int) -> Ask:
+    return Ask(target.urls[name], target.names[name], prompt(seed), tokens)
+
+
+def _both(target: Target, turn: int, tokens: int) -> float:
+    return total_rate(together([_ask(target, name, turn, tokens) for name in ("a", "b")]))
