@@ -72,7 +72,7 @@ class Context(Handle):
         self._ffi, self._lib = model.llama.ffi, lib
         self.ctx_tokens = lib.llama_n_ctx(self._handle)
         self.batch_tokens = lib.llama_n_batch(self._handle)
-        self._pooled = lib.llama_pooling_type(self._handle) != POOLING_TYPES["none"]
+        self.pooled = lib.llama_pooling_type(self._handle) != POOLING_TYPES["none"]
         self._memory = lib.llama_get_memory(self._handle)
         self._encodes = model.has_encoder and not model.has_decoder
         self._max_rows = self.batch_tokens if params.embeddings else params.slots
