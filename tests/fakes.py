@@ -94,11 +94,11 @@ class FakeRunner:
         reply: Callable[[bytes], str] | None = None,
         recurrent: bool = False,
         fail_steps: Sequence[int] = (),
-        pooling: str = "mean",
+        pooled: bool = True,
         n_embd: int = 8,
     ) -> None:
         self.ctx_tokens, self.slots, self.batch_tokens = ctx_tokens, slots, batch_tokens
-        self.n_vocab, self.n_embd, self.pooling = VOCABULARY_TOKENS, n_embd, pooling
+        self.n_vocab, self.n_embd, self.pooled = VOCABULARY_TOKENS, n_embd, pooled
         self.kv_bytes = ctx_tokens * 64
         self.steps: list[list[Run]] = []
         self.threads: set[int] = set()

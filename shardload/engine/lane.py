@@ -253,10 +253,18 @@ class Lane:
         logger.debug("the lane runs on thread %d", threading.get_native_id())
         try:
             while not self._stopping:
-                if not self.turn() and not self._stopping:
+                if not self._guarded_turn() and not self._stopping:
                     self._do(*self._inbox.get())
         finally:
             self._end()
+
+    def _guarded_turn(self) -> bool:
+        try:
+            return self.turn()
+        except Exception as error:
+            for workload in self._workloads:
+                self._contain(workload, error)
+            return False
 
     def _prepare(self, workload: Workload) -> bool:
         try:

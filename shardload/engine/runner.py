@@ -61,8 +61,8 @@ class Runner(Protocol):
     def n_vocab(self) -> int: ...
 
     @property
-    def pooling(self) -> str | None:
-        """How token vectors become one: ``none`` leaves them, and ``embedding`` is not used."""
+    def pooled(self) -> bool:
+        """Whether ``embedding`` gives a sequence's vector; without pooling ``token_embeddings`` gives all."""
         ...
 
     def decode(self, runs: Sequence[Run]) -> bool:
@@ -85,7 +85,10 @@ class Runner(Protocol):
         ...
 
     def share(self, source: int, target: int, tokens: int) -> None:
-        """Let the empty slot ``target`` see the first tokens of ``source``, without copying them."""
+        """Let the empty slot ``target`` see the first tokens of ``source``, without copying them.
+
+        Raises ValueError where slots have separate caches.
+        """
         ...
 
     def embedding(self, slot: int) -> NDArray[np.float32]:

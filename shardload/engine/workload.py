@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 from bisect import insort
-from collections import deque
-from collections.abc import Sequence as Tokens
 from operator import attrgetter
 from time import perf_counter
 
-from shardload.engine.embedding import EmbeddingJob, compute_embeddings
+from shardload.engine.embedding import EmbeddingJob, EmbeddingQueue
 from shardload.engine.logprobs import RawDistribution
 from shardload.engine.request import Delta
 from shardload.engine.runner import Run, Runner
@@ -52,9 +50,9 @@ class Workload:
         self._queue: list[Sequence] = []
         self._running: list[Sequence] = []
         self._ready: list[Sequence] = []
-        self._jobs: deque[EmbeddingJob] = deque()
-        self._job_turn = True
         self._slots = SlotTable(runner.slots)
+        self._embeddings = EmbeddingQueue(runner, self._slots)
+        self._embeddings_turn = True
         self._pieces: dict[int, bytes] = {}
         self._end_tokens: set[int] = set()
 
@@ -75,7 +73,7 @@ class Workload:
         self._count()
 
     def accept_job(self, job: EmbeddingJob) -> None:
-        self._jobs.append(job)
+        self._embeddings.add(job)
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a cancelled sequence: its slot is free at once."""
@@ -86,8 +84,7 @@ class Workload:
         """End everything with an error; the runner is not touched."""
         for sequence in [*self._running, *self._queue]:
             self._fail(sequence, error)
-        while self._jobs:
-            _fail_job(self._jobs.popleft(), error)
+        self._embeddings.fail_all(error)
 
     # -- what there is to do
 
@@ -107,17 +104,15 @@ class Workload:
                 if sequence.produced - sequence.acknowledged < limit:
                     sequence.stalled = False
                     ready.append(sequence)
-        if self._jobs:
-            self._drop_cancelled_jobs()
-        return bool(ready) or (bool(self._jobs) and self._slots.has_idle)
+        return bool(ready) or self._embeddings.is_ready()
 
     def step(self, number: int, *, crowded: bool) -> None:
         """One decode, and what follows from it; ``crowded`` when other engines have running sequences."""
-        if self._jobs and self._slots.has_idle and (self._job_turn or not self._ready):
-            self._job_turn = False
+        if (self._embeddings_turn or not self._ready) and self._embeddings.is_ready():
+            self._embeddings_turn = False
             self._embed()
             return
-        self._job_turn = True
+        self._embeddings_turn = True
         budget = self.runner.batch_tokens
         chunk = min(budget, CHUNK_TOKENS)
         if crowded:
@@ -128,7 +123,7 @@ class Workload:
     # -- admission
 
     def _admit(self) -> None:
-        free = self._slots.idle_count - (1 if self._jobs and self._job_turn else 0)
+        free = self._slots.idle_count - (1 if self._embeddings_turn and self._embeddings else 0)
         index = 0
         while free > 0 and index < len(self._queue):
             sequence = self._queue[index]
@@ -165,7 +160,7 @@ class Workload:
         request = sequence.request
         if sequence.sampler is None and not request.sampling.takes_the_maximum:
             sequence.sampler = self.runner.sampler(request.sampling, sequence.tokens)
-        cached = self._place(placement)
+        cached = self._bring_prefix(placement)
         sequence.slot = self._slots.take(placement, sequence.tokens, cached)
         sequence.shared_tokens = placement.shared_tokens if cached else 0
         self._running.append(sequence)
@@ -175,14 +170,17 @@ class Workload:
             self.stats.prompt_tokens_total += sequence.prompt_tokens
             self.stats.cached_tokens_total += cached
 
-    def _place(self, placement: Placement) -> int:
+    def _bring_prefix(self, placement: Placement) -> int:
         """Bring the slot's KV to the cached part of the prompt; the number of tokens that it then holds."""
         runner, slot, cached = self.runner, placement.slot, placement.cached_tokens
-        if placement.source is not None:
-            self._empty(slot)
-            runner.share(placement.source.index, slot.index, cached)
-        if runner.forget(slot.index, cached):
-            return cached
+        try:
+            if placement.source is not None:
+                self._empty(slot)
+                runner.share(placement.source.index, slot.index, cached)
+            if runner.forget(slot.index, cached):
+                return cached
+        except ValueError:  # a cache of separate parts
+            pass
         # A recurrent state cannot go back: it can be continued, not shared in part.
         self._slots.can_share = False
         self._empty(slot)
@@ -295,53 +293,17 @@ class Workload:
     # -- embeddings
 
     def _embed(self) -> None:
-        job = self._jobs[0]
-        prompts = job.next_prompts(self._slots.idle_count, self.runner.batch_tokens)
-        taken: list[Slot] = []
         try:
-            for prompt in prompts:
-                placement = self._slots.place(prompt, reuse=False)
-                assert placement is not None
-                taken.append(self._slots.take(placement, prompt, 0))
-                self._empty(placement.slot)
-            vectors = compute_embeddings(self.runner, [slot.index for slot in taken], prompts)
+            fits = self._embeddings.step(self.stats)
         except Exception as error:
-            self._jobs.popleft()
-            _fail_job(job, self._explained(error))
-            vectors = []
-        finally:
-            self._vacate(taken)
-        if vectors is None:
-            self._make_room_for(job)
+            self._embeddings.fail_first(self._explained(error))
             return
-        if not vectors:
+        if fits:
             return
-        self.stats.decode_steps_total += 1
-        self.stats.prompt_tokens_total += sum(map(len, prompts))
-        job.vectors += vectors
-        if job.complete:
-            self._jobs.popleft()
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_result(job.vectors)
-
-    def _make_room_for(self, job: EmbeddingJob) -> None:
         if self._running or self._slots.oldest_cache() is not None:
             self._make_room()
         else:
-            self._jobs.popleft()
-            _fail_job(job, RequestError("the prompts do not fit the context: raise --ctx or send fewer"))
-
-    def _vacate(self, slots: Tokens[Slot]) -> None:
-        for slot in slots:
-            self._slots.release(slot)
-            try:
-                self._empty(slot)
-            except Exception:
-                logger.exception("%s: slot %d cannot be emptied", self.name, slot.index)
-
-    def _drop_cancelled_jobs(self) -> None:
-        while self._jobs and self._jobs[0].future.cancelled():
-            self._jobs.popleft()
+            self._embeddings.fail_first(RequestError("the prompt does not fit the context: raise --ctx"))
 
     # -- ends
 
@@ -358,7 +320,8 @@ class Workload:
         slots = [sequence.slot for sequence in sequences if sequence.slot is not None]
         for sequence in sequences:
             self._fail(sequence, explained)
-        self._vacate(slots)
+        for slot in slots:
+            self._empty(slot)
 
     def _fail(self, sequence: Sequence, error: ShardloadError) -> None:
         if sequence.done:
@@ -393,8 +356,3 @@ class Workload:
         failed = NativeError(f"the engine of {self.name!r} failed: {error!r}")
         failed.__cause__ = error
         return failed
-
-
-def _fail_job(job: EmbeddingJob, error: ShardloadError) -> None:
-    if job.future.set_running_or_notify_cancel():
-        job.future.set_exception(error)
