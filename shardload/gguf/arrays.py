@@ -75,7 +75,7 @@ class MetadataArray(Sequence[Any]):
             return list(self._numbers().tolist())
         data = bytes(self._view())
         starts = self._index(data).tolist()
-        ends = [*starts[1:], len(data)]
+        ends = [*starts, len(data)][1:]
         return [
             data[start + 8 : end].decode("utf-8", "replace") for start, end in zip(starts, ends, strict=True)
         ]

@@ -14,8 +14,9 @@ POPULATE_CHUNK_BYTES = 8 * 2**20
 def page_out(address: int, length: int) -> bool:
     """Ask for every page that a mapped range touches to leave memory now; False where that is impossible.
 
-    Takes clean pages of files that this user owns or may write; others stay without a word, so measure
-    afterwards. The mapping stays valid. Raises OSError where the range is not mapped.
+    Takes clean pages of files that this user owns or may write. Others stay without a word, and so do pages
+    that the kernel keeps as one with pages outside of the range (a file just written, in large folios): so
+    measure afterwards. The mapping stays valid. Raises OSError where the range is not mapped.
     """
     span = page_span(address, length)
     return current().page_out(span.address, span.length) if span.count else True

@@ -1,0 +1,127 @@
+"""Each platform's module is imported everywhere; its decisions are made on replaced system calls."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+import pytest
+from shardload_native import libc
+
+from shardload.memory import PAGE_BYTES, darwin, linux, other
+from shardload.memory.platform import current
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("linux", linux), ("darwin", darwin), ("win32", other), ("cygwin", other)]
+)
+def test_selection(monkeypatch: pytest.MonkeyPatch, name: str, module: Any) -> None:
+    monkeypatch.setattr(sys, "platform", name)
+    assert current() is module
+
+
+def failing(code: int, times: int = 10**9) -> Any:
+    """A call that fails with that error so many times."""
+    left = [times]
+
+    def call(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(code, os.strerror(code))
+
+    return call
+
+
+def test_linux_without_pageout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libc, "madvise", failing(errno.EINVAL))
+    assert not linux.page_out(0, PAGE_BYTES)
+    monkeypatch.setattr(libc, "madvise", failing(errno.ENOMEM))
+    with pytest.raises(OSError, match="memory"):
+        linux.page_out(0, PAGE_BYTES)
+
+
+def test_linux_populates_by_hand_where_the_kernel_cannot(
+    mapped_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libc, "madvise", failing(errno.EINVAL))
+    linux.populate_read(mapped_file.address, mapped_file.length)
+    monkeypatch.setattr(libc, "madvise", failing(errno.EAGAIN, times=3))
+    linux.populate_read(mapped_file.address, mapped_file.length)
+    monkeypatch.setattr(libc, "madvise", failing(errno.EFAULT))
+    with pytest.raises(OSError, match="address"):
+        linux.populate_read(mapped_file.address, mapped_file.length)
+
+
+def mincore(address: int, length: int, vector: bytearray) -> None:
+    """Every page is in memory, and other bits say other things."""
+    vector[:] = b"\3" * (length // PAGE_BYTES)
+
+
+def test_linux_without_cachestat(mapped_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libc, "cachestat", failing(errno.ENOSYS))
+    monkeypatch.setattr(libc, "mincore", mincore)
+    with mapped_file.path.open("rb") as file:
+        assert linux.cached_bytes(file.fileno(), 0, mapped_file.length) == mapped_file.length
+        assert linux.cached_bytes(file.fileno(), 5 * PAGE_BYTES + 7, 100) == 100
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        monkeypatch.setattr(os, "access", lambda *arguments: False)
+        assert linux.cached_bytes(file.fileno(), 0, mapped_file.length) is None
+        monkeypatch.setattr(libc, "cachestat", failing(errno.EBADF))
+        with pytest.raises(OSError, match="descriptor"):
+            linux.cached_bytes(file.fileno(), 0, mapped_file.length)
+
+
+def test_darwin_with_its_calls_replaced(mapped_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(libc, "mincore", mincore)
+    monkeypatch.setattr(libc, "msync", lambda address, length, flags: calls.append(("msync", length, flags)))
+    monkeypatch.setattr(
+        libc, "madvise", lambda address, length, flags: calls.append(("madvise", length, flags))
+    )
+    pages = darwin.residency(mapped_file.address, 3)
+    assert pages is not None
+    assert pages.tolist() == [True] * 3
+    with mapped_file.path.open("rb") as file:
+        assert darwin.cached_bytes(file.fileno(), PAGE_BYTES, 10) == 10
+        assert darwin.drop_cache(file.fileno())
+    assert darwin.page_out(mapped_file.address, PAGE_BYTES)
+    darwin.populate_read(mapped_file.address, 2 * PAGE_BYTES)
+    assert calls == [
+        ("msync", mapped_file.length, 2),
+        ("msync", PAGE_BYTES, 2),
+        ("madvise", 2 * PAGE_BYTES, 3),
+    ]
+
+
+def test_other_systems_say_what_they_cannot(mapped_file: Any) -> None:
+    assert other.residency(mapped_file.address, 2) is None
+    assert other.cached_bytes(0, 0, 1) is None
+    assert not other.page_out(mapped_file.address, PAGE_BYTES)
+    assert not other.drop_cache(0)
+    other.populate_read(mapped_file.address, mapped_file.length)
+
+
+@pytest.mark.parametrize("module", [darwin, other])
+def test_process_memory_without_proc(module: Any) -> None:
+    memory = module.process_memory()
+    assert 0 < memory.anonymous_bytes <= memory.resident_bytes
+    assert memory.anonymous_bytes + memory.file_bytes == memory.resident_bytes
+
+
+def test_libc_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Foreign:
+        def cdef(self, declarations: str) -> None: ...
+
+        def dlopen(self, name: str | None) -> Any:
+            raise OSError("dlopen(None) cannot work on Windows")
+
+    monkeypatch.setattr("cffi.FFI", Foreign)
+    libc._libc.cache_clear()
+    try:
+        with pytest.raises(OSError, match="no C library") as caught:
+            libc.madvise(0, PAGE_BYTES, 0)
+        assert caught.value.errno == errno.ENOSYS
+    finally:
+        libc._libc.cache_clear()
