@@ -1,0 +1,1 @@
+"""The OpenAI protocol: chat completions, completions, embeddings, models and the shape of errors."""

@@ -1,0 +1,179 @@
+"""Running the application under uvicorn, with signals that reach the application first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from shardload.config import Config, ServerConfig
+from shardload.errors import ConfigError, ShardloadError
+from shardload_server.app import create_app
+from shardload_server.auth import configured_keys
+from shardload_server.stack import FAREWELL_SECONDS, Stack
+
+logger = logging.getLogger("shardload.server")
+
+Reload = Callable[[], Config]
+Ready = Callable[[int], None]
+
+
+class Server(uvicorn.Server):
+    """uvicorn that tells the application of a stop before it waits for the connections to end.
+
+    uvicorn waits for running responses first and ends the lifespan afterwards; without word the
+    application would take new requests on kept connections, and long answers would never be cut.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: Starlette,
+        *,
+        reload: Reload | None = None,
+        started: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._app, self._reload_config, self._started = app, reload, started
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal ends it."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the stack and begin to listen."""
+        await super().startup(sockets)
+        if self.started and self._started is not None:
+            self._started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen for the signals that stop, and for the one that asks for the configuration anew."""
+        if self._loop is None or self._reload_config is None or not hasattr(signal, "SIGHUP"):
+            with super().capture_signals():
+                yield
+            return
+        self._loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            self._loop.remove_signal_handler(signal.SIGHUP)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop on the first signal when answers have ended, on a second interrupt at once."""
+        # uvicorn would raise the signal again at the end: a stop that was asked for is a success here.
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell_application)
+
+    @property
+    def _stack(self) -> Stack | None:
+        return getattr(self._app.state, "stack", None)
+
+    def _tell_application(self) -> None:
+        if (stack := self._stack) is None:
+            return
+        stack.begin_shutdown()
+        if self.force_exit:
+            stack.fail_running()
+
+    def _begin_reload(self) -> None:
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.ensure_future(self._reload())
+
+    async def _reload(self) -> None:
+        if (stack := self._stack) is None or self._reload_config is None:
+            return
+        try:
+            await stack.reconfigure(self._reload_config())
+        except ShardloadError as error:
+            logger.error("the configuration stays as it was: %s", error)
+        except Exception:
+            logger.exception("the configuration stays as it was")
+
+
+def serve(config: Config, *, ready: Ready | None = None, reload: Reload | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; ``reload`` reads the configuration anew on SIGHUP.
+
+    ``ready`` is called with the port once requests are taken. Raises ConfigError when the address cannot
+    be had.
+    """
+    warn_if_open(config.server)
+    with bind(config.server) as bound:
+        app = create_app(config)
+        port: int = bound.getsockname()[1]
+        server = Server(
+            uvicorn_config(app, config.server),
+            app,
+            reload=reload,
+            started=(lambda: ready(port)) if ready else None,
+        )
+        asyncio.run(server.serve(sockets=[bound]))
+
+
+def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
+    """How we run uvicorn: nothing that we do not use, and our own logging."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        timeout_graceful_shutdown=int(config.shutdown_seconds + FAREWELL_SECONDS) + 1,
+    )
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """The listening socket; raises ConfigError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {config.host}: {error.strerror or error}") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}") from error
+    bound.set_inheritable(False)
+    return bound
+
+
+def warn_if_open(config: ServerConfig) -> None:
+    """Say so when other machines can reach the server and nothing asks for a key."""
+    if not is_loopback(config.host) and not configured_keys(config):
+        logger.warning(
+            "listening on %s without an API key: everybody who reaches this machine can use its models; "
+            "set --api-key, or bind to 127.0.0.1",
+            config.host or "all addresses",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

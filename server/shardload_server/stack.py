@@ -1,0 +1,100 @@
+"""What an application serves with, assembled from a configuration and taken apart in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from shardload.config import Config
+from shardload.errors import ShuttingDown
+from shardload_server.auth import KeyRing, configured_keys
+from shardload_server.exchange import InFlight
+from shardload_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from shardload.library.manager import Manager
+
+    from shardload.library.catalog import Catalog
+    from shardload.service import Service
+
+FAREWELL_SECONDS = 5.0
+"""How long failed answers may take to tell their clients."""
+
+logger = logging.getLogger("shardload.server")
+
+
+class Stack:
+    """The parts of a running application; event loop only, but for ``begin_shutdown``."""
+
+    def __init__(
+        self, config: Config, *, catalog: Catalog, manager: Manager, service: Service, keys: KeyRing
+    ) -> None:
+        self.config = config
+        self.catalog, self.manager, self.service, self.keys = catalog, manager, service, keys
+        self.in_flight = InFlight()
+        self.metrics = Metrics(manager.status)
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def begin_shutdown(self) -> None:
+        """Refuse new requests; those that run have ``shutdown_seconds``, and fail then. Idempotent."""
+        if self._deadline is not None:
+            return
+        self.in_flight.stop_admitting()
+        logger.info("shutting down: %d requests may finish", len(self.in_flight))
+        seconds = self.config.server.shutdown_seconds
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self.fail_running)
+
+    def fail_running(self) -> None:
+        """End every running request with ShuttingDown."""
+        if len(self.in_flight):
+            logger.warning("shutting down: %d requests are cut off", len(self.in_flight))
+        self.in_flight.fail_all(ShuttingDown())
+
+    async def drain(self) -> None:
+        """Shut down and wait until no request runs: at most the deadline and a moment to say so."""
+        self.begin_shutdown()
+        with anyio.move_on_after(self.config.server.shutdown_seconds + FAREWELL_SECONDS):
+            await self.in_flight.drained()
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    async def reconfigure(self, config: Config) -> None:
+        """Serve by another configuration from now on; host, port and body limit stay as they are."""
+        keys = configured_keys(config.server)
+        await self.manager.reconfigure(config)
+        self.service.routes = config.routes
+        self.keys.replace(keys)
+        self.config = config
+        logger.info("configuration taken over: %d models", len(self.catalog.names()))
+
+
+StackFactory = Callable[[Config, KeyRing], AbstractAsyncContextManager[Stack]]
+
+
+@asynccontextmanager
+async def open_stack(config: Config, keys: KeyRing) -> AsyncIterator[Stack]:
+    """Assemble the real parts: files, compute lane, llama.cpp, manager, service."""
+    # Imported here: an application with other parts needs no llama.cpp.
+    from shardload.library.manager import Manager
+    from shardload.library.opener import LlamaOpener
+
+    from shardload.engine.lane import Lane
+    from shardload.library.catalog import Catalog
+    from shardload.service import Service
+
+    catalog = Catalog.from_config(config)
+    with Lane() as lane:
+        opener = LlamaOpener(lane, config)
+        async with Manager(catalog, opener, config) as manager:
+            yield Stack(
+                config,
+                catalog=catalog,
+                manager=manager,
+                service=Service(catalog, manager, config.routes),
+                keys=keys,
+            )
