@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -195,10 +195,24 @@ class Service:
         return await self._in_thread_if_long(characters, work, force=bool(schema))
 
     async def _in_thread_if_long(self, characters: int, work: Callable[[], T], *, force: bool = False) -> T:
-        """Do work on the leased model; a cancelled request waits for it, so that it never outlives the lease."""
         if characters <= LONG_TEXT_CHARACTERS and not force:
             return work()
-        return await anyio.to_thread.run_sync(work, limiter=self._threads)
+        task = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=self._threads))
+        return await _outlasting(task)
+
+
+async def _outlasting(task: asyncio.Future[T]) -> T:
+    """The result of work on a leased model, which who is cancelled waits for: the lease must outlast it."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()
+        raise
 
 
 def _submit(request: ChatRequest | CompletionRequest, prepared: _Prepared, lease: Lease, rule: str) -> Answer:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from service_fakes import FakeCatalog, make_entry
 
 from shardload.config import RouteConfig, RouteMatch
 from shardload.errors import ModelNotFound, RequestError
@@ -82,7 +83,7 @@ def test_auto_with_nobody_able_says_what_was_asked_for(catalog: CatalogView) -> 
         choose(features(tools=True, images=True), catalog, (), cold)
 
 
-def test_a_base_model_chats_where_there_is_no_other(make_entry: Any, catalog: Any) -> None:
+def test_a_base_model_chats_where_there_is_no_other(catalog: FakeCatalog) -> None:
     catalog.found = [make_entry("base", capabilities=frozenset({"completion"}))]
     assert names(choose(features(), catalog, (), cold)) == ["base"]
 

@@ -1,0 +1,435 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeVocab
+from service_fakes import FakeCatalog, FakeManager, FakeStatus, make_entry
+
+from shardload.chat.messages import Message
+from shardload.config import RouteConfig, RouteMatch
+from shardload.engine import Lane
+from shardload.errors import (
+    InsufficientMemory,
+    ModelNotFound,
+    OpenFailed,
+    Overloaded,
+    PromptTooLong,
+    RequestError,
+    ShardloadError,
+    ShuttingDown,
+)
+from shardload.service import (
+    Answer,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Options,
+    Service,
+)
+
+ASKED = (Message("user", "Hi"),)
+GREEDY = Options(temperature=0)
+
+
+@pytest.fixture
+def lane() -> Iterator[Lane]:
+    with Lane() as lane:
+        yield lane
+
+
+@pytest.fixture
+def manager(lane: Lane) -> FakeManager:
+    return FakeManager(lane)
+
+
+@pytest.fixture
+def catalog() -> FakeCatalog:
+    return FakeCatalog(
+        [
+            make_entry("small", size_bytes=100),
+            make_entry("large", size_bytes=900),
+            make_entry(
+                "pirate",
+                base="small",
+                system="Arr.",
+                parameters={"temperature": 0.0, "max_tokens": 3},
+            ),
+            make_entry("vectors", kind="embed", capabilities=frozenset({"embedding"})),
+        ]
+    )
+
+
+@pytest.fixture
+def service(catalog: FakeCatalog, manager: FakeManager) -> Service:
+    return Service(catalog, manager)  # type: ignore[arg-type]
+
+
+async def read(answer: Answer) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    async for delta in answer:
+        texts[delta.index] = texts.get(delta.index, "") + delta.text
+    return texts
+
+
+async def ask(service: Service, request: Any) -> dict[int, str]:
+    return await read(await service.start(service.plan(request)))
+
+
+async def test_a_chat(service: Service, manager: FakeManager) -> None:
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, options=GREEDY)))
+    assert len(manager.leases) == 1
+    assert (answer.model, answer.rule, answer.choices) == ("small", "name", 1)
+    assert answer.id.startswith("chatcmpl-")
+    deltas = [delta async for delta in answer]
+    assert "".join(delta.text for delta in deltas) == "<Hi>"
+    assert [delta.finish is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 4)
+    assert manager.leases == []
+    await answer.aclose()
+    assert [delta async for delta in answer] == []
+
+
+async def test_several_prompts_with_several_choices(service: Service, manager: FakeManager) -> None:
+    request = CompletionRequest("small", ("a", list(b"bc")), n=2, options=GREEDY)
+    answer = await service.start(service.plan(request))
+    assert answer.id.startswith("cmpl-")
+    assert await read(answer) == {0: "<a>", 1: "<a>", 2: "<bc>", 3: "<bc>"}
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 14)
+    assert manager.leases == []
+
+
+async def test_seeded_choices_differ_and_repeat(service: Service, manager: FakeManager) -> None:
+    manager.reply = None
+    request = CompletionRequest("small", ("a",), n=3, options=Options(seed=7, max_tokens=20, temperature=5))
+    first = await ask(service, request)
+    assert len(set(first.values())) == 3
+    assert await ask(service, request) == first
+
+
+async def test_a_virtual_model(service: Service) -> None:
+    assert await ask(service, ChatRequest("pirate", ASKED)) == {0: "<Ar"}
+    own = ChatRequest("pirate", (Message("system", "Be."), *ASKED), options=Options(max_tokens=6))
+    assert await ask(service, own) == {0: "<Be.\nH"}
+
+
+async def test_no_tokens_at_all(service: Service, manager: FakeManager) -> None:
+    answer = await service.start(
+        service.plan(CompletionRequest("small", ("a",), n=2, options=Options(max_tokens=0)))
+    )
+    deltas = [delta async for delta in answer]
+    assert [(delta.index, delta.text, delta.finish and delta.finish.reason) for delta in deltas] == [
+        (0, "", "length"),
+        (1, "", "length"),
+    ]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 0)
+    assert manager.leases == []
+
+
+async def test_options_reach_the_engine(service: Service) -> None:
+    options = Options(temperature=0, stop=("b",), top_logprobs=1)
+    answer = await service.start(service.plan(CompletionRequest("small", ("abc",), options=options)))
+    deltas = [delta async for delta in answer]
+    assert "".join(delta.text for delta in deltas) == "<a"
+    assert deltas[0].logprobs[0].text == "<"
+    assert deltas[-1].finish is not None
+    assert deltas[-1].finish.stop_string == "b"
+
+
+async def test_json_reaches_the_engine_as_a_grammar(
+    service: Service, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars: list[str | None] = []
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, options=GREEDY)))
+    await read(answer)
+    runner = manager.runners["small", "generate"]
+    make = runner.sampler
+    monkeypatch.setattr(
+        runner, "sampler", lambda params, history: grammars.append(params.grammar) or make(params, history)
+    )
+    for form in (
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}},
+    ):
+        await ask(service, ChatRequest("small", ASKED, response_format=form, options=GREEDY))
+    assert grammars[0] is not None
+    assert grammars[0].startswith("root   ::= object")
+    assert grammars[1] is not None
+    assert "integral-part" in grammars[1]
+
+
+async def test_two_grammars_are_one_too_many(service: Service, manager: FakeManager) -> None:
+    request = ChatRequest(
+        "small", ASKED, response_format={"type": "json_object"}, options=Options(grammar="root ::= [a-z]")
+    )
+    with pytest.raises(RequestError, match="cannot be combined"):
+        await service.start(service.plan(request))
+    assert manager.leases == []
+
+
+async def test_a_long_text_is_tokenised_on_another_thread(catalog: FakeCatalog, manager: FakeManager) -> None:
+    threads: list[int] = []
+
+    class Noting(FakeVocab):
+        def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+            if len(text) > 100:
+                threads.append(threading.get_ident())
+            return super().tokenize(text, add_special=add_special)
+
+    manager.vocab = Noting()
+    catalog.found = [make_entry("wide", ctx_tokens=60_000)]
+    service = Service(catalog, manager)  # type: ignore[arg-type]
+    for length in (1000, 50_000):
+        prompt = "x" * length
+        request = ChatRequest(
+            "wide", (Message("user", prompt),), options=Options(temperature=0, max_tokens=1)
+        )
+        assert await ask(service, request) == {0: "<"}
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (ChatRequest("small", (Message("user", "x" * 600),)), "messages"),
+        (CompletionRequest("small", ("a", "x" * 600)), "prompt"),
+    ],
+)
+async def test_a_prompt_too_long_gives_everything_back(
+    service: Service, manager: FakeManager, request_: Any, param: str
+) -> None:
+    with pytest.raises(PromptTooLong, match="601 tokens and the context holds 512") as caught:
+        await service.start(service.plan(request_))
+    assert caught.value.param == param
+    assert manager.leases == []
+    assert await ask(service, ChatRequest("small", ASKED, options=GREEDY)) == {0: "<Hi>"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (ChatRequest("nobody", ASKED), ModelNotFound),
+        (ChatRequest("vectors", ASKED), RequestError),
+        (ChatRequest("small", ()), RequestError),
+        (ChatRequest("small", ASKED, options=Options(temperature=-1)), RequestError),
+        (ChatRequest("small", ASKED, tools=({},)), RequestError),
+    ],
+)
+def test_a_plan_opens_nothing(
+    service: Service, manager: FakeManager, request_: Any, error: type[ShardloadError]
+) -> None:
+    with pytest.raises(error):
+        service.plan(request_)
+    assert manager.history == []
+
+
+async def test_the_wrong_door(service: Service) -> None:
+    with pytest.raises(RequestError):
+        await service.start(service.plan(EmbeddingRequest("vectors", ("a",))))
+    with pytest.raises(RequestError):
+        await service.embed(service.plan(ChatRequest("small", ASKED)))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OpenFailed("large", "no"), InsufficientMemory("large", 9, 1), Overloaded("large", 64, 1.0)],
+)
+async def test_a_fallback_takes_over(catalog: FakeCatalog, manager: FakeManager, failure: Exception) -> None:
+    routes = (RouteConfig(name="first", target="large", fallbacks=("small",)),)
+    service = Service(catalog, manager, routes)  # type: ignore[arg-type]
+    manager.failures["large"] = failure
+    answer = await service.start(service.plan(ChatRequest("auto", ASKED, options=GREEDY)))
+    assert (answer.model, answer.rule) == ("small", "first")
+    assert await read(answer) == {0: "<Hi>"}
+
+
+async def test_when_nobody_can_the_first_error_is_told(catalog: FakeCatalog, manager: FakeManager) -> None:
+    routes = (RouteConfig(name="first", target="large", fallbacks=("small",)),)
+    service = Service(catalog, manager, routes)  # type: ignore[arg-type]
+    manager.failures = {"large": OpenFailed("large", "broken"), "small": Overloaded("small", 64, 1.0)}
+    with pytest.raises(OpenFailed, match="broken"):
+        await service.start(service.plan(ChatRequest("auto", ASKED)))
+    manager.failures = {"large": ShuttingDown()}
+    with pytest.raises(ShuttingDown):
+        await service.start(service.plan(ChatRequest("auto", ASKED)))
+
+
+async def test_a_named_model_has_no_fallback(service: Service, manager: FakeManager) -> None:
+    manager.failures["large"] = OpenFailed("large", "broken")
+    with pytest.raises(OpenFailed):
+        await service.start(service.plan(ChatRequest("large", ASKED)))
+    assert manager.history == []
+
+
+async def test_auto_prefers_what_is_in_memory(service: Service, manager: FakeManager) -> None:
+    manager.statuses = [FakeStatus("small", "closed", 100, None), FakeStatus("large", "open", 900, 900)]
+    assert service.plan(ChatRequest("auto", ASKED)).model == "large"
+    assert service.plan(ChatRequest("small", ASKED)).model == "small"
+    assert manager.statuses_asked == 1
+
+
+def test_rules_see_headers_and_the_key(catalog: FakeCatalog, manager: FakeManager) -> None:
+    match = RouteMatch(headers={"X-Tier": "gold"}, key="secret")
+    routes = (RouteConfig(name="gold", target="large", match=match),)
+    service = Service(catalog, manager, routes)  # type: ignore[arg-type]
+    plan = service.plan(ChatRequest("auto", ASKED), headers=[("x-tier", "gold")], key="secret")
+    assert (plan.model, plan.rule) == ("large", "gold")
+    assert service.plan(ChatRequest("auto", ASKED)).rule == "auto"
+
+
+async def test_keep_alive_and_progress_reach_the_manager(service: Service, manager: FakeManager) -> None:
+    seen: list[Any] = []
+    request = ChatRequest("small", ASKED, options=Options(keep_alive_seconds=9, max_tokens=1))
+    await read(await service.start(service.plan(request), seen.append))
+    await service.embed(service.plan(EmbeddingRequest("vectors", ("a",), keep_alive_seconds=3)), seen.append)
+    assert [(lease.kind, lease.keep_alive_seconds) for lease in manager.history] == [
+        ("generate", 9),
+        ("embed", 3),
+    ]
+    assert seen == ["small", "vectors"]
+
+
+async def test_embeddings(service: Service, manager: FakeManager) -> None:
+    made = await service.embed(service.plan(EmbeddingRequest("vectors", ("a", list(b"bc")))))
+    assert (made.model, made.rule, made.prompt_tokens) == ("vectors", "name", 4)
+    assert [len(vector) for vector in made.vectors] == [8, 8]
+    short = await service.embed(service.plan(EmbeddingRequest("vectors", ("a",), dimensions=3)))
+    assert len(short.vectors[0]) == 3
+    assert np.isclose(np.linalg.norm(short.vectors[0]), 1)
+    whole = made.vectors[0][:3] / np.linalg.norm(made.vectors[0][:3])
+    assert np.allclose(short.vectors[0], whole)
+    assert manager.leases == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (EmbeddingRequest("vectors", ("a",), dimensions=9), "dimensions is 9 and the model's vectors have 8"),
+        (EmbeddingRequest("vectors", ((),)), "input is empty"),
+        (EmbeddingRequest("vectors", ("x" * 600,)), "601 tokens"),
+    ],
+)
+async def test_embeddings_that_cannot_be(
+    service: Service, manager: FakeManager, request_: EmbeddingRequest, words: str
+) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        await service.embed(service.plan(request_))
+    assert caught.value.param in ("input", "dimensions")
+    assert manager.leases == []
+
+
+# Clients that leave, in every phase.
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_cancelled_while_the_model_opens(service: Service, manager: FakeManager) -> None:
+    manager.gate = asyncio.Event()
+    task = asyncio.create_task(service.start(service.plan(ChatRequest("small", ASKED))))
+    await settle()
+    await cancelled(task)
+    assert manager.history == []
+
+
+async def test_cancelled_while_tokens_are_made(catalog: FakeCatalog, manager: FakeManager) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(FakeVocab):
+        def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+            if len(text) > 100:
+                entered.set()
+                assert leave.wait(30)
+                assert manager.leases, "the lease must outlast the work on its model"
+            return super().tokenize(text, add_special=add_special)
+
+    manager.vocab = Slow()
+    service = Service(catalog, manager)  # type: ignore[arg-type]
+    request = ChatRequest("small", (Message("user", "x" * 50_000),))
+    task = asyncio.create_task(service.start(service.plan(request)))
+    await asyncio.to_thread(entered.wait, 30)
+    task.cancel()
+    await settle()
+    assert len(manager.leases) == 1
+    leave.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert manager.leases == []
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_cancelled_while_waiting_for_a_delta(service: Service, manager: FakeManager, n: int) -> None:
+    await ask(service, ChatRequest("small", ASKED, options=GREEDY))
+    runner = manager.runners["small", "generate"]
+    runner.gate.clear()
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, n=n, options=GREEDY)))
+    task = asyncio.create_task(read(answer))
+    await settle()
+    await cancelled(task)
+    assert manager.leases == []
+    runner.gate.set()
+    assert await ask(service, ChatRequest("small", ASKED, options=GREEDY)) == {0: "<Hi>"}
+    assert answer.usage.completion_tokens == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_closed_in_the_middle(service: Service, manager: FakeManager, n: int) -> None:
+    manager.reply = lambda prompt: "x" * 400
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, n=n, options=GREEDY)))
+    async with answer:
+        await anext(answer)
+    assert manager.leases == []
+    with pytest.raises(StopAsyncIteration):
+        await anext(answer)
+    await answer.aclose()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_model_taken_away_in_the_middle(
+    service: Service, manager: FakeManager, lane: Lane, n: int
+) -> None:
+    await ask(service, ChatRequest("small", ASKED, options=GREEDY))
+    runner, engine = manager.runners["small", "generate"], manager.engines["small", "generate"]
+    runner.gate.clear()
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, n=n, options=GREEDY)))
+    gone = lane.detach(engine)
+    runner.gate.set()
+    with pytest.raises(ShardloadError, match="'small' was closed"):
+        await read(answer)
+    await asyncio.wrap_future(gone)
+    assert manager.leases == []
+
+
+async def test_cancelled_while_vectors_are_made(service: Service, manager: FakeManager) -> None:
+    plan = service.plan(EmbeddingRequest("vectors", ("a",)))
+    await service.embed(plan)
+    runner = manager.runners["vectors", "embed"]
+    runner.gate.clear()
+    task = asyncio.create_task(service.embed(plan))
+    await settle()
+    assert len(manager.leases) == 1
+    await cancelled(task)
+    assert manager.leases == []
+    runner.gate.set()
+
+
+async def test_an_answer_left_lying_is_told(service: Service) -> None:
+    answer = await service.start(
+        service.plan(CompletionRequest("small", ("a",), options=Options(max_tokens=0)))
+    )
+    with pytest.warns(ResourceWarning, match="unclosed answer cmpl-"):
+        answer.__del__()
+    await answer.aclose()
