@@ -14,8 +14,8 @@ from shardload.gguf.mapping import FileMapping
 from shardload.gguf.reader import Cursor
 
 LENGTH = struct.Struct("<Q")
-CHUNK_BYTES = 1 << 17
-IRREGULAR_STRINGS = 1024
+CHUNK_BYTES = 1 << 15
+MIN_WALKED_STRINGS, MAX_WALKED_STRINGS = 64, 1 << 15
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 Fields = np.ndarray[Any, np.dtype[np.uint64]]
@@ -122,12 +122,16 @@ def scan_strings(window: bytes, offset: int, limit: int) -> tuple[Positions, int
     # The eight bytes at every position, as if a length stood there.
     fields = np.ndarray((len(window) - LENGTH.size + 1,), np.dtype("<u8"), window, strides=(1,))
     pieces: list[Positions] = []
+    walked = MIN_WALKED_STRINGS
     while limit and offset < len(fields):
         starts, offset, regular = _guess_strings(fields, offset, limit)
         pieces.append(starts)
         limit -= len(starts)
         if not regular:
-            starts, offset = _walk_strings(window, offset, min(IRREGULAR_STRINGS, limit))
+            # The fewer strings a wrong guess gave, the more are walked before the next: a guess looks at a
+            # whole chunk, and a file could be made to let every one of them fail.
+            walked = MIN_WALKED_STRINGS if len(starts) > walked else min(2 * walked, MAX_WALKED_STRINGS)
+            starts, offset = _walk_strings(window, offset, min(walked, limit))
             pieces.append(starts)
             limit -= len(starts)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64), offset

@@ -17,7 +17,7 @@ MAX_DIMENSIONS = 4
 MAX_ELEMENTS = 2**63 - 1
 
 # No real header comes near these; they bound the time and memory that a hostile one can cost.
-MAX_HEADER_BYTES = 512 * 2**20
+MAX_HEADER_BYTES = 128 * 2**20
 MAX_KEYS = 2**16
 MAX_TENSORS = 2**20
 MAX_NAME_BYTES = 2**16 - 1
