@@ -17,8 +17,9 @@ import psutil
 
 def open_ours(model: Path) -> dict[str, float]:
     """Time our open; llama.cpp is loaded and initialised before."""
-    from shardload.llama import Model
     from shardload_native.library import load
+
+    from shardload.llama import Model
 
     load()
     started = time.perf_counter()

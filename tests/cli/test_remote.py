@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from shardload_server.cli.remote import leaving
+from typer.testing import Result
+
+if TYPE_CHECKING:
+    from conftest import FakeServer
+
+Invoke = Callable[..., Result]
+
+
+def model(name: str, **changes: object) -> dict[str, Any]:
+    return {
+        "name": name,
+        "state": "closed",
+        "aliases": [],
+        "capabilities": ["chat", "completion"],
+        "size_bytes": 2**20,
+        "resident_bytes": 0,
+        "private_bytes": 0,
+        "ctx_tokens": 512,
+        "leases": 0,
+        "queued": 0,
+        "pinned": False,
+        "expires_in_seconds": None,
+        "error": None,
+        **changes,
+    }
+
+
+def test_list(invoke: Invoke, fake_server: FakeServer) -> None:
+    fake_server.answer("/models", {"models": [model("one", aliases=["uno"]), model("two", state="open")]})
+    lines = invoke("list", "--url", fake_server.url).stdout.splitlines()
+    assert lines[-2].split() == ["one", "(uno)", "closed", "1.0", "MiB", "512", "chat,", "completion"]
+    assert lines[-1].startswith("two")
+
+
+def test_list_as_json(invoke: Invoke, fake_server: FakeServer) -> None:
+    fake_server.answer("/models", {"models": [model("one")]})
+    assert json.loads(invoke("list", "--json", "--url", fake_server.url).stdout) == [model("one")]
+
+
+def test_ps_shows_what_is_not_closed(invoke: Invoke, fake_server: FakeServer) -> None:
+    busy = model("busy", state="open", leases=2, resident_bytes=2**19, private_bytes=2**21)
+    broken = model("broken", state="failed", error="it is no model")
+    fake_server.answer("/models", {"models": [model("away"), busy, broken]})
+    result = invoke("ps", "--url", fake_server.url)
+    assert "away" not in result.stdout
+    assert "512.0 KiB of 1.0 MiB" in result.stdout
+    assert "2.0 MiB" in result.stdout
+    assert "broken: it is no model" in result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_ps_of_an_idle_server(invoke: Invoke, fake_server: FakeServer) -> None:
+    fake_server.answer("/models", {"models": [model("away")]})
+    assert invoke("ps", "--url", fake_server.url).stdout == "no model is open\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"pinned": True}, "pinned"),
+        ({"leases": 1}, "in use"),
+        ({}, "when room is needed"),
+        ({"expires_in_seconds": 12.4}, "in 12 s"),
+        ({"expires_in_seconds": 300.0}, "in 5 min"),
+    ],
+)
+def test_leaving(state: dict[str, Any], words: str) -> None:
+    assert leaving(model("one", **state)) == words
+
+
+def test_load_sends_what_was_asked_for(invoke: Invoke, fake_server: FakeServer, tmp_path: Path) -> None:
+    fake_server.answer("/models/load", {"success": True})
+    file = tmp_path / "other.gguf"
+    arguments = ["one", "--file", file, "--pin", "--keep-alive", "5m", "--api-key", "k"]
+    assert invoke("load", *arguments, "--url", fake_server.url).exit_code == 0
+    body = {"model": "one", "path": str(file), "pin": True, "keep_alive": "5m"}
+    assert fake_server.asked == [("POST", "/models/load", body, "Bearer k")]
+
+
+def test_unload_and_pin(invoke: Invoke, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDLOAD_URL", fake_server.url)
+    fake_server.answer("/models/unload", {"success": True})
+    fake_server.answer("/models/pin", {"success": True})
+    assert invoke("unload", "one").stdout == "one is closed\n"
+    assert invoke("pin", "one").stdout == "one is pinned\n"
+    assert invoke("pin", "one", "--off").stdout == "one is no longer pinned\n"
+    assert [body for _, _, body, _ in fake_server.asked[1:]] == [
+        {"model": "one", "pinned": True},
+        {"model": "one", "pinned": False},
+    ]
+
+
+def test_the_servers_words_are_shown(invoke: Invoke, fake_server: FakeServer) -> None:
+    message = "the model 'x' does not exist; available: one"
+    fake_server.answer("/models/unload", {"error": {"message": message}}, status=404)
+    result = invoke("unload", "x", "--url", fake_server.url)
+    assert result.exit_code == 1
+    assert result.stderr == message + "\n"
+
+
+def test_a_missing_key_says_how_to_give_one(invoke: Invoke, fake_server: FakeServer) -> None:
+    fake_server.answer("/models", {"error": {"message": "an API key is needed"}}, status=401)
+    assert "--api-key or SHARDLOAD_API_KEY" in invoke("list", "--url", fake_server.url).stderr
+
+
+def test_another_program_on_the_port(invoke: Invoke, fake_server: FakeServer) -> None:
+    result = invoke("list", "--url", fake_server.url)
+    assert result.exit_code == 1
+    assert "answered 404, and not as a shardload server does" in result.stderr
+
+
+def test_no_server(invoke: Invoke) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        result = invoke("ps", "--url", f"127.0.0.1:{unheard.getsockname()[1]}")
+    assert result.exit_code == 1
+    assert "shardload serve" in result.stderr
+
+
+def test_no_url(invoke: Invoke) -> None:
+    result = invoke("ps", "--url", "http://[broken")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shardload_server.cli.serve import ServeOptions, announce, base_url, configure, curl_lines
+from typer.testing import Result
+
+from shardload.config import Config
+from shardload.errors import ConfigError
+from shardload.library.catalog import Catalog
+
+Invoke = Callable[..., Result]
+
+
+def test_files_and_folders_are_told_apart(model_file: Path, tmp_path: Path) -> None:
+    config = configure(ServeOptions(paths=(model_file, tmp_path)))
+    assert (config.files, config.folders) == ((str(model_file),), (str(tmp_path),))
+
+
+def test_without_anything_the_demo_models_are_served() -> None:
+    config = configure(ServeOptions())
+    assert len(Catalog.from_config(config).entries()) >= 3
+
+
+def test_options_win_over_the_file(model_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "shardload.toml"
+    path.write_text(
+        f'files = ["{model_file}"]\n[server]\nport = 1\nhost = "::1"\n[engine]\nctx = 64\nparallel = 2'
+    )
+    options = ServeOptions(
+        config=path, port=2, ctx=128, budget="1GiB", threads=3, gpu_layers=5, api_keys=("k",)
+    )
+    config = configure(options)
+    assert (config.server.port, config.server.host, config.server.api_keys) == (2, "::1", ("k",))
+    assert (config.engine.ctx, config.engine.parallel, config.engine.threads) == (128, 2, 3)
+    assert (config.engine.gpu_layers, config.memory.budget) == (5, 2**30)
+    assert config.folders == ()
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.gguf: no such file or folder"):
+        configure(ServeOptions(paths=(tmp_path / "missing.gguf",)))
+
+
+def test_a_budget_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="--budget"):
+        configure(ServeOptions(budget="much"))
+
+
+def test_a_folder_without_models(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("serve", tmp_path)
+    assert result.exit_code == 1
+    assert str(tmp_path) in result.stderr
+
+
+def test_a_file_that_is_no_model_says_why(invoke: Invoke, tmp_path: Path) -> None:
+    path = tmp_path / "empty.gguf"
+    path.touch()
+    result = invoke("serve", path)
+    assert result.exit_code == 1
+    assert "is empty" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use(invoke: Invoke, model_file: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = invoke("serve", model_file, "--port", taken.getsockname()[1])
+    assert result.exit_code == 1
+    assert "cannot listen on 127.0.0.1" in result.stderr
+
+
+def test_the_announcement(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(files=(str(model_file),))
+    announce(config, Catalog.from_config(config), 4321)
+    text = capsys.readouterr().out
+    assert "http://127.0.0.1:4321" in text
+    assert "small" in text
+
+
+def test_curl_lines_are_commands(model_file: Path) -> None:
+    entries = Catalog.from_config(Config(files=(str(model_file),))).entries()
+    lines = curl_lines("http://127.0.0.1:1", entries, keyed=True)
+    command = shlex.split(lines[1].replace("\\\n", " "))
+    assert command[:2] == ["curl", "http://127.0.0.1:1/v1/chat/completions"]
+    assert "Authorization: Bearer $KEY" in command
+    assert json.loads(command[-1])["model"] == "small"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("localhost", "http://localhost:80"),
+    ],
+)
+def test_base_url(host: str, url: str) -> None:
+    assert base_url(host, 80) == url
+
+
+def test_config_check_says_what_is_there(invoke: Invoke, model_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "shardload.toml"
+    path.write_text(f'files = ["{model_file}"]')
+    assert "good; 1 models, 0 routes" in invoke("config", "check", path).stdout
+
+
+def test_config_check_names_the_line(invoke: Invoke, tmp_path: Path) -> None:
+    path = tmp_path / "shardload.toml"
+    path.write_text("# a comment\n[server]\nport = 'eighty'\n")
+    result = invoke("config", "check", path)
+    assert result.exit_code == 1
+    assert f"{path}:3:" in result.stderr
