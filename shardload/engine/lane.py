@@ -151,8 +151,8 @@ class Lane:
     ``output_limit_tokens`` bounds how far a sequence runs ahead of its reader.
     """
 
-    def __init__(self, *, output_limit_tokens: int = 256) -> None:
-        self._output_limit = output_limit_tokens
+    def __init__(self, *, output_limit_tokens: int = 256, clock: Callable[[], float] = perf_counter) -> None:
+        self._output_limit, self._clock = output_limit_tokens, clock
         self._inbox: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]]] = SimpleQueue()
         self._workloads: list[Workload] = []
         self._outbox: Outbox = []
@@ -283,12 +283,12 @@ class Lane:
         self._virtual_now = workload.virtual_seconds
         self._step += 1
         crowded = any(other.is_running for other in self._workloads if other is not workload)
-        began = perf_counter()
+        began = self._clock()
         try:
             workload.step(self._step, crowded=crowded)
         except Exception as error:
             self._contain(workload, error)
-        seconds = perf_counter() - began
+        seconds = self._clock() - began
         workload.stats.compute_seconds_total += seconds
         workload.virtual_seconds += seconds / workload.weight
 

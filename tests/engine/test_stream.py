@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from fakes import FakeRunner, FakeVocab
+
+from shardload.engine import Engine, GenerationRequest, Lane, SamplingParams
+from shardload.errors import DecodeFailed, ModelUnavailable
+
+pytestmark = pytest.mark.anyio
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def lane() -> Iterator[Lane]:
+    with Lane(output_limit_tokens=16) as lane:
+        yield lane
+
+
+def asking(text: str, max_tokens: int | None = None) -> GenerationRequest:
+    return GenerationRequest(FakeVocab().tokenize(text), max_tokens, GREEDY)
+
+
+async def read(engine: Engine, text: str) -> str:
+    async with engine.stream(asking(text)) as stream:
+        return "".join([delta.text async for delta in stream])
+
+
+async def test_many_streams_get_their_own_text(lane: Lane) -> None:
+    engine = lane.attach(FakeRunner(reply=lambda prompt: f"you said {prompt.decode()}"), name="model")
+    texts = await asyncio.gather(*(read(engine, f"word {number}") for number in range(12)))
+    assert texts == [f"you said word {number}" for number in range(12)]
+
+
+async def test_a_reader_that_pauses_misses_nothing(lane: Lane) -> None:
+    runner = FakeRunner(ctx_tokens=2048, reply=lambda prompt: "abcdefghij" * 30)
+    engine = lane.attach(runner, name="model")
+    text = ""
+    async with engine.stream(asking("x")) as stream:
+        async for delta in stream:
+            if len(text) % 16 == 0:
+                # Another sequence comes and goes while this reader does not read.
+                assert await read(engine, "y")
+            text += delta.text
+    assert text == "abcdefghij" * 30
+
+
+async def test_leaving_early_cancels_the_sequence(lane: Lane) -> None:
+    runner = FakeRunner(
+        slots=1, ctx_tokens=4096, reply=lambda prompt: "z" * (4000 if b"long" in prompt else 3)
+    )
+    engine = lane.attach(runner, name="model")
+    async with engine.stream(asking("long")) as stream:
+        assert (await anext(stream)).text == "z"
+    assert await read(engine, "short") == "zzz"
+    await stream.aclose()
+    assert [delta async for delta in stream] == []
+
+
+async def test_a_cancelled_task_leaves_its_sequence(lane: Lane) -> None:
+    runner = FakeRunner(slots=1, reply=lambda prompt: "ok")
+    engine = lane.attach(runner, name="model")
+    runner.gate.clear()
+    with anyio.move_on_after(0):
+        await read(engine, "never read")
+    runner.gate.set()
+    assert await read(engine, "next") == "ok"
+
+
+async def test_closing_wakes_a_waiting_reader(lane: Lane) -> None:
+    runner = FakeRunner()
+    runner.gate.clear()
+    stream = lane.attach(runner, name="model").stream(asking("x"))
+    waiting = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0)
+    await stream.aclose()
+    assert await waiting is None
+    runner.gate.set()
+
+
+async def test_an_error_is_raised_where_the_stream_is_read(lane: Lane) -> None:
+    engine = lane.attach(FakeRunner(fail_steps=[1]), name="model")
+    stream = engine.stream(asking("x"))
+    with pytest.raises(DecodeFailed):
+        _ = [delta async for delta in stream]
+    assert [delta async for delta in stream] == []
+
+
+async def test_a_detached_model_ends_its_streams(lane: Lane) -> None:
+    runner = FakeRunner(ctx_tokens=4096, reply=lambda prompt: "z" * 4000)
+    engine = lane.attach(runner, name="model")
+    stream = engine.stream(asking("x"))
+    await anext(stream)
+    await asyncio.wrap_future(lane.detach(engine))
+    with pytest.raises(ModelUnavailable):
+        _ = [delta async for delta in stream]
+
+
+async def test_embeddings_can_be_awaited(lane: Lane) -> None:
+    engine = lane.attach(FakeRunner(), name="model")
+    assert len(await asyncio.wrap_future(engine.embed([[1], [2]]))) == 2
+
+
+async def test_one_wake_up_serves_all_streams_of_a_step(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = FakeRunner(slots=8, reply=lambda prompt: "x" * 10)
+    engine = lane.attach(runner, name="model")
+    loop = asyncio.get_running_loop()
+    calls = []
+    plain = loop.call_soon_threadsafe
+
+    def counted(*arguments):  # type: ignore[no-untyped-def]
+        calls.append(threading.get_ident())
+        return plain(*arguments)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    await asyncio.gather(*(read(engine, str(number)) for number in range(8)))
+    assert 0 < len(calls) <= len(runner.steps)
+
+
+async def test_a_lost_stream_is_cancelled_and_told_of(lane: Lane) -> None:
+    runner = FakeRunner(
+        ctx_tokens=4096, slots=1, reply=lambda prompt: "z" * (4000 if b"long" in prompt else 2)
+    )
+    engine = lane.attach(runner, name="model")
+    lost = [engine.stream(asking("long"))]
+    with pytest.warns(ResourceWarning, match="DeltaStream"):
+        lost.clear()
+    assert await read(engine, "short") == "zz"
+
+
+def test_a_closed_loop_cancels_its_streams(lane: Lane) -> None:
+    runner = FakeRunner(
+        ctx_tokens=4096, slots=1, reply=lambda prompt: "z" * (4000 if b"long" in prompt else 2)
+    )
+    engine = lane.attach(runner, name="model")
+    runner.gate.clear()
+
+    async def leave() -> object:
+        stream = engine.stream(asking("long"))
+        assert await asyncio.to_thread(runner.entered.wait, 30)
+        return stream
+
+    stream = asyncio.run(leave())
+    runner.gate.set()
+    assert asyncio.run(read(engine, "short")) == "zz"
+    stream.close()  # type: ignore[attr-defined]

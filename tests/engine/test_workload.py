@@ -1,0 +1,472 @@
+from __future__ import annotations
+
+import pytest
+from fakes import BEGIN, END, FakeRunner, FakeVocab
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from turned_lane import TurnedLane
+
+from shardload.engine import Lane, SamplingParams
+from shardload.errors import DecodeFailed, NativeError, PromptTooLong, RequestError
+
+VOCAB = FakeVocab()
+
+
+def says(text: str) -> FakeRunner:
+    return FakeRunner(reply=lambda prompt: text)
+
+
+def test_a_sequence_says_what_the_model_says_and_stops_by_itself(bench: TurnedLane) -> None:
+    runner = says("Grüße, 世界!")
+    reader = bench.submit(bench.attach(runner), VOCAB.tokenize("Hi"))
+    bench.run()
+    assert reader.text == "Grüße, 世界!"
+    assert bytes(reader.tokens) == "Grüße, 世界!".encode()
+    assert (reader.finish.reason, reader.finish.stop_string) == ("stop", None)
+    usage = reader.finish.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (3, 16, 0)
+    assert [delta.finish for delta in reader.deltas[:-1]] == [None] * (len(reader.deltas) - 1)
+    timings = reader.finish.timings
+    assert min(timings.queued_seconds, timings.prompt_seconds, timings.decode_seconds) >= 0
+
+
+def test_stop_strings_end_the_text_before_them(bench: TurnedLane) -> None:
+    engine = bench.attach(says("one two three"))
+    reader = bench.submit(engine, [1], stop=("wo t", "never"))
+    bench.run()
+    assert reader.text == "one t"
+    assert (reader.finish.reason, reader.finish.stop_string) == ("stop", "wo t")
+    assert engine.stats.running == 0
+
+
+def test_max_tokens_ends_with_length_and_gives_what_was_held_back(bench: TurnedLane) -> None:
+    engine = bench.attach(says("abc€"))
+    reader = bench.submit(engine, [1], max_tokens=3, stop=("cd",))
+    torn = bench.submit(engine, [1], max_tokens=4)
+    bench.run()
+    assert (reader.text, reader.finish.reason, len(reader.tokens)) == ("abc", "length", 3)
+    assert (torn.text, torn.finish.reason) == ("abc�", "length")
+
+
+def test_no_tokens_asked_for_is_no_work(bench: TurnedLane) -> None:
+    runner = says("abc")
+    reader = bench.submit(bench.attach(runner), [1, 2], max_tokens=0)
+    bench.run()
+    assert (reader.text, reader.finish.reason, reader.finish.usage.prompt_tokens) == ("", "length", 2)
+    assert runner.steps == []
+
+
+def test_ignore_eos_goes_on_and_shows_no_end_token(bench: TurnedLane) -> None:
+    reader = bench.submit(bench.attach(says("ab")), [1], ignore_eos=True, max_tokens=5)
+    bench.run()
+    assert (reader.text, reader.finish.reason) == ("ab", "length")
+    assert reader.tokens == [97, 98, END, END, END]
+
+
+def test_a_full_context_ends_with_length(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=16, reply=lambda prompt: "x" * 100)
+    reader = bench.submit(bench.attach(runner), list(range(10)))
+    bench.run()
+    # Positions 10 to 15 have cells; the token after the last cell is sampled as well.
+    assert (len(reader.tokens), reader.finish.reason) == (7, "length")
+
+
+def test_a_prompt_may_fill_the_context_and_not_exceed_it(bench: TurnedLane) -> None:
+    engine = bench.attach(FakeRunner(ctx_tokens=16, reply=lambda prompt: "xyz"))
+    reader = bench.submit(engine, [1] * 16)
+    bench.run()
+    assert (reader.text, reader.finish.reason) == ("x", "length")
+    with pytest.raises(PromptTooLong, match="17 tokens and the context holds 16"):
+        bench.submit(engine, [1] * 17)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ([], {}, "empty"),
+        ([1, 9999], {}, "token 9999 is not in the vocabulary of 258"),
+        ([-1], {}, "token -1"),
+        ([1], {"max_tokens": -1}, "negative"),
+        ([1], {"sampling": SamplingParams(logit_bias=((700, 1.0),))}, "token 700"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_at_once(
+    bench: TurnedLane, prompt: list[int], options: dict[str, object], words: str
+) -> None:
+    engine = bench.attach(says("x"))
+    with pytest.raises(RequestError, match=words):
+        bench.submit(engine, prompt, **options)
+
+
+def test_a_bad_grammar_fails_its_own_sequence_only(bench: TurnedLane) -> None:
+    engine = bench.attach(says("fine"))
+    bad = bench.submit(engine, [1], sampling=SamplingParams(grammar="bad"))
+    good = bench.submit(engine, [1])
+    bench.run()
+    with pytest.raises(RequestError, match="grammar"):
+        _ = bad.finish
+    assert good.text == "fine"
+    assert (engine.stats.failed_total, engine.stats.finished_total) == (1, 1)
+
+
+def test_samplers_see_the_prompt_and_are_closed_at_every_end(bench: TurnedLane) -> None:
+    runner = FakeRunner()
+    engine = bench.attach(runner)
+    warm = SamplingParams(temperature=1.0)
+    ended = bench.submit(engine, [5, 6], sampling=warm, max_tokens=3)
+    bench.lane.turn()
+    assert [sampler.history[:2] for sampler in runner.open_samplers] == [[5, 6]]
+    bench.run()
+    assert len(ended.tokens) == 3
+    left = bench.submit(engine, [7], sampling=warm)
+    bench.lane.turn()
+    assert left.sequence is not None
+    left.sequence.cancel()
+    bench.run()
+    assert not runner.open_samplers
+
+
+def test_sequences_are_batched_and_each_is_right(bench: TurnedLane) -> None:
+    runner = FakeRunner(slots=4)
+    engine = bench.attach(runner)
+    prompts = [[number, *range(40 + number)] for number in range(6)]
+    readers = [bench.submit(engine, prompt, max_tokens=12) for prompt in prompts]
+    bench.run()
+    for prompt, reader in zip(prompts, readers, strict=True):
+        assert reader.tokens == runner.expected(prompt, 12)
+    assert max(len(runs) for runs in runner.steps) == 4
+    assert sum(len(runs) for runs in runner.steps) > 2 * len(runner.steps)
+
+
+def test_a_long_prompt_costs_others_one_chunk_at_a_time(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=4096, batch_tokens=512, reply=lambda prompt: "x" * 50)
+    engine = bench.attach(runner)
+    talker = bench.submit(engine, [1], max_tokens=30)
+    bench.run(until=talker.began.is_set)
+    reader = bench.submit(engine, [2] * 1000, max_tokens=1)
+    bench.run()
+    assert len(reader.tokens) == 1
+    mixed = [runs for runs in runner.steps[1:] if sum(len(run.tokens) for run in runs) > 1]
+    assert len(mixed) == 8
+    assert all(len(runs) == 2 and len(runs[0].tokens) == 1 and len(runs[1].tokens) <= 128 for runs in mixed)
+
+
+def test_alone_a_long_prompt_gets_the_whole_batch(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=4096, batch_tokens=512)
+    bench.submit(bench.attach(runner), [2] * 1100, max_tokens=1)
+    bench.run()
+    assert [len(runs[0].tokens) for runs in runner.steps] == [512, 512, 76]
+    assert [runs[0].want for runs in runner.steps] == ["none", "none", "last"]
+
+
+def test_a_conversation_goes_on_from_its_cache(bench: TurnedLane) -> None:
+    runner = FakeRunner()
+    engine = bench.attach(runner)
+    first = bench.submit(engine, list(range(50)), max_tokens=5)
+    bench.run()
+    turn = [*range(50), *first.tokens, 60, 61]
+    second = bench.submit(engine, turn, max_tokens=5)
+    bench.run()
+    assert second.tokens == runner.expected(turn, 5)
+    assert second.finish.usage.cached_tokens >= 54
+    assert engine.stats.cached_tokens_total == second.finish.usage.cached_tokens
+    assert engine.stats.prompt_tokens_total == 50 + len(turn)
+
+
+def test_parallel_requests_compute_a_common_prompt_once(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=512, slots=4)
+    engine = bench.attach(runner)
+    system = list(range(100))
+    prompts = [[*system, 200 + number] for number in range(4)]
+    readers = [bench.submit(engine, prompt, max_tokens=8) for prompt in prompts]
+    bench.run()
+    for prompt, reader in zip(prompts, readers, strict=True):
+        assert reader.tokens == runner.expected(prompt, 8)
+    assert [reader.finish.usage.cached_tokens for reader in readers] == [0, 100, 100, 100]
+    assert sum(len(run.tokens) for runs in runner.steps for run in runs) < 101 + 4 * 9
+    assert runner.cells_used < 101 + 4 * 9
+
+
+def test_others_pass_a_sequence_that_waits_for_a_prefix(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=512, slots=3, batch_tokens=32)
+    engine = bench.attach(runner)
+    source = bench.submit(engine, list(range(100)), max_tokens=3)
+    waiting = bench.submit(engine, [*range(100), 7], max_tokens=3)
+    other = bench.submit(engine, [9, 9, 9], max_tokens=3)
+    bench.lane.turn()
+    assert (engine.stats.running, engine.stats.queued) == (2, 1)
+    bench.run()
+    assert waiting.finish.usage.cached_tokens > 100 - 32
+    assert source.tokens == runner.expected(list(range(100)), 3)
+    assert waiting.tokens == runner.expected([*range(100), 7], 3)
+    assert other.tokens == runner.expected([9, 9, 9], 3)
+
+
+def test_a_recurrent_model_shares_nothing_in_part_and_is_right(bench: TurnedLane) -> None:
+    runner = FakeRunner(recurrent=True, slots=2)
+    engine = bench.attach(runner)
+    first = bench.submit(engine, list(range(40)), max_tokens=20)
+    bench.run(until=lambda: len(first.deltas) >= 3)
+    second = bench.submit(engine, [*range(40), 99], max_tokens=6)
+    bench.run()
+    torn = bench.submit(engine, [*range(20), 98], max_tokens=6)
+    bench.run()
+    continued = [*range(40), *first.tokens, 5, 6]
+    third = bench.submit(engine, continued, max_tokens=6)
+    bench.run()
+    assert first.tokens == runner.expected(list(range(40)), 20)
+    assert second.tokens == runner.expected([*range(40), 99], 6)
+    assert torn.tokens == runner.expected([*range(20), 98], 6)
+    assert third.tokens == runner.expected(continued, 6)
+
+
+def test_slots_with_separate_caches_share_nothing(bench: TurnedLane) -> None:
+    class Separate(FakeRunner):
+        def share(self, source: int, target: int, tokens: int) -> None:
+            raise ValueError("separate caches")
+
+    runner = Separate(slots=2)
+    engine = bench.attach(runner)
+    readers = [bench.submit(engine, [*range(60), number], max_tokens=4) for number in range(3)]
+    bench.run()
+    for number, reader in enumerate(readers):
+        assert reader.tokens == runner.expected([*range(60), number], 4)
+
+
+def test_without_cells_idle_caches_go_first(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=64, slots=4, batch_tokens=32)
+    engine = bench.attach(runner)
+    for start in (0, 100, 200):
+        bench.submit(engine, list(range(start, start + 18)), max_tokens=2)
+        bench.run()
+    reader = bench.submit(engine, [7] * 40, max_tokens=6)
+    bench.run()
+    assert reader.tokens == runner.expected([7] * 40, 6)
+    assert engine.stats.paused_total == 0
+
+
+def test_without_cells_the_youngest_pauses_and_loses_nothing(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=100, slots=3, batch_tokens=32)
+    engine = bench.attach(runner)
+    prompts = [[number] * 10 for number in (1, 2, 3)]
+    readers = [bench.submit(engine, prompt, max_tokens=60, ignore_eos=True) for prompt in prompts]
+    bench.run()
+    for prompt, reader in zip(prompts, readers, strict=True):
+        expected = runner.expected(prompt, 60)
+        assert reader.tokens[: len(expected)] == expected
+        assert (len(reader.tokens), reader.finish.reason) == (60, "length")
+    assert 1 <= engine.stats.paused_total <= 6
+    assert readers[0].ended.is_set()
+
+
+def test_admission_leaves_room_for_those_that_run(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=100, slots=4)
+    engine = bench.attach(runner)
+    readers = [bench.submit(engine, [number] * 60, max_tokens=10) for number in (1, 2)]
+    bench.lane.turn()
+    assert (engine.stats.running, engine.stats.queued) == (1, 1)
+    bench.run()
+    assert [len(reader.tokens) for reader in readers] == [
+        len(runner.expected([number] * 60, 10)) for number in (1, 2)
+    ]
+    assert engine.stats.paused_total == 0
+
+
+def test_a_slot_smaller_than_promised_ends_with_length(bench: TurnedLane) -> None:
+    class Small(FakeRunner):
+        cells = 20
+
+        def decode(self, runs):  # type: ignore[no-untyped-def]
+            return self.cells_used + sum(len(run.tokens) for run in runs) <= 20 and super().decode(runs)
+
+    runner = Small(ctx_tokens=100)
+    engine = bench.attach(runner)
+    reader = bench.submit(engine, [1] * 10, ignore_eos=True)
+    bench.run()
+    assert (len(reader.tokens), reader.finish.reason) == (11, "length")
+    long = bench.submit(engine, [1] * 30)
+    bench.run()
+    with pytest.raises(PromptTooLong):
+        _ = long.finish
+
+
+def test_a_failed_decode_ends_its_own_sequences_only(bench: TurnedLane) -> None:
+    broken, sound = FakeRunner(fail_steps=[3]), FakeRunner()
+    engine, other = bench.attach(broken, "broken"), bench.attach(sound, "sound")
+    lost = [bench.submit(engine, [number] * 5, max_tokens=30) for number in (1, 2)]
+    kept = bench.submit(other, [3] * 5, max_tokens=10)
+    bench.run()
+    for reader in lost:
+        with pytest.raises(DecodeFailed):
+            _ = reader.finish
+    assert kept.tokens == sound.expected([3] * 5, 10)
+    again = bench.submit(engine, [1] * 5, max_tokens=10)
+    bench.run()
+    assert again.tokens == broken.expected([1] * 5, 10)
+    assert again.finish.usage.cached_tokens == 0
+
+
+def test_an_unexpected_exception_is_an_error_of_its_sequence(bench: TurnedLane) -> None:
+    runner = FakeRunner(slots=2)
+    engine = bench.attach(runner)
+    piece = runner.piece
+
+    def torn(token: int) -> bytes:
+        if token == runner.expected([1], 1)[0]:
+            raise KeyError(token)
+        return piece(token)
+
+    runner.piece = torn  # type: ignore[method-assign]
+    hurt, fine = bench.submit(engine, [1], max_tokens=1), bench.submit(engine, [4], max_tokens=1)
+    bench.run()
+    with pytest.raises(NativeError, match="KeyError"):
+        _ = hurt.finish
+    assert fine.tokens == runner.expected([4], 1)
+
+
+def test_a_cancelled_sequence_frees_its_slot_before_the_next_step(bench: TurnedLane) -> None:
+    runner = FakeRunner(slots=1)
+    engine = bench.attach(runner)
+    first = bench.submit(engine, [1] * 5)
+    second = bench.submit(engine, [2] * 5, max_tokens=4)
+    third = bench.submit(engine, [3] * 5, max_tokens=4)
+    bench.run(until=lambda: len(first.deltas) >= 2)
+    assert first.sequence is not None
+    assert second.sequence is not None
+    steps, heard = len(runner.steps), len(first.deltas)
+    first.sequence.cancel()
+    second.sequence.cancel()
+    bench.lane.turn()
+    assert [tuple(run.tokens) for run in runner.steps[steps]] == [(3,) * 5]
+    bench.run()
+    assert len(first.deltas) == heard
+    assert not second.deltas
+    assert third.tokens == runner.expected([3] * 5, 4)
+
+
+def test_a_slow_reader_stalls_itself_only(bench: TurnedLane) -> None:
+    runner = FakeRunner(reply=lambda prompt: "y" * 40)
+    engine = bench.attach(runner)
+    slow, quick = bench.submit(engine, [1], slow=True), bench.submit(engine, [2])
+    bench.run()
+    assert (len(slow.deltas), quick.text) == (8, "y" * 40)
+    assert slow.sequence is not None
+    slow.sequence.acknowledge(3)
+    bench.run()
+    assert len(slow.deltas) == 11
+    slow.slow = False
+    slow.sequence.acknowledge(8)
+    bench.run()
+    assert slow.text == "y" * 40
+
+
+def test_a_seeded_text_does_not_depend_on_what_else_runs(bench: TurnedLane) -> None:
+    seeded = {"sampling": SamplingParams(temperature=1.5, seed=7), "max_tokens": 20, "ignore_eos": True}
+    prompt = list(range(90))
+    alone_runner = FakeRunner(batch_tokens=32)
+    alone = bench.submit(bench.attach(alone_runner), prompt, **seeded)
+    bench.run()
+    runner = FakeRunner(batch_tokens=32)
+    engine = bench.attach(runner)
+    others = [bench.submit(engine, prompt[: 20 + number], max_tokens=30) for number in range(2)]
+    bench.run(until=others[0].began.is_set)
+    among = bench.submit(engine, prompt, **seeded)
+    bench.run()
+    assert among.tokens == alone.tokens
+    assert among.finish.usage.cached_tokens == 0
+    shapes = [[(run.start, len(run.tokens)) for run in runs] for runs in alone_runner.steps]
+    solo = [runs for runs in runner.steps if any(run.tokens[0] == 0 and run.start == 0 for run in runs)]
+    slot = solo[-1][0].slot
+    mine = [
+        [(run.start, len(run.tokens)) for run in runs]
+        for runs in runner.steps
+        if runs[0].slot == slot and len(runs) == 1
+    ]
+    assert mine[: len(shapes)] == shapes
+
+
+def test_a_paused_seeded_sequence_is_computed_again_in_the_same_shapes(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=80, slots=2, batch_tokens=16)
+    engine = bench.attach(runner)
+    seeds = [SamplingParams(temperature=1.0, seed=seed) for seed in (1, 2)]
+    readers = [
+        bench.submit(engine, [seed.seed] * 20, sampling=seed, max_tokens=40, ignore_eos=True)
+        for seed in seeds
+    ]
+    bench.run()
+    assert engine.stats.paused_total >= 1
+    assert all(len(reader.tokens) == 40 for reader in readers)
+    assert {len(run.tokens) for runs in runner.steps for run in runs if run.start >= 20} == {1}
+
+
+def test_logprobs_are_those_of_the_raw_distribution(bench: TurnedLane) -> None:
+    runner = FakeRunner()
+    engine = bench.attach(runner)
+    bias = SamplingParams(temperature=0, logit_bias=((90, 100.0),))
+    reader = bench.submit(engine, [1], sampling=bias, max_tokens=2, top_logprobs=3)
+    plain = bench.submit(engine, [2], max_tokens=2, top_logprobs=0)
+    bench.run()
+    entries = [entry for delta in reader.deltas for entry in delta.logprobs]
+    assert [(entry.token, entry.text, entry.raw) for entry in entries] == [(90, "Z", b"Z")] * 2
+    assert entries[0].logprob < entries[0].top[0][2]
+    assert [len(entry.top) for entry in entries] == [3, 3]
+    chosen = [entry for delta in plain.deltas for entry in delta.logprobs]
+    assert [entry.token for entry in chosen] == plain.tokens
+    assert [entry.top for entry in chosen] == [(), ()]
+    assert not [delta for delta in bench.submit(engine, [3], max_tokens=1).deltas if delta.logprobs]
+
+
+def test_logprobs_end_where_the_text_ends(bench: TurnedLane) -> None:
+    reader = bench.submit(bench.attach(says("abcde")), [1], stop=("cd",), top_logprobs=0)
+    bench.run()
+    assert reader.text == "ab"
+    assert "".join(entry.text for delta in reader.deltas for entry in delta.logprobs) == "ab"
+
+
+def test_counters_follow_the_work(bench: TurnedLane) -> None:
+    runner = says("abc")
+    engine = bench.attach(runner)
+    bench.submit(engine, [BEGIN, 1, 2])
+    bench.run()
+    stats = engine.stats
+    assert (stats.prompt_tokens_total, stats.completion_tokens_total, stats.finished_total) == (3, 3, 1)
+    assert (stats.queued, stats.running, stats.decode_steps_total) == (0, 0, len(runner.steps))
+    assert stats.compute_seconds_total > 0
+
+
+prompts = st.lists(st.integers(0, 3), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(prompts, st.integers(1, 25), st.booleans(), st.integers(0, 12)), max_size=10),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_every_sequence_gets_its_own_text_whatever_happens(
+    work: list[tuple[list[int], int, bool, int]], slots: int, batch_tokens: int, recurrent: bool
+) -> None:
+    """Random arrivals, cancellations, tiny caches: each token depends on every KV cell of its slot."""
+    lane = Lane(output_limit_tokens=4)
+    bench = TurnedLane(lane)
+    runner = FakeRunner(ctx_tokens=90, slots=slots, batch_tokens=batch_tokens, recurrent=recurrent)
+    engine = bench.attach(runner)
+    readers = []
+    for prompt, max_tokens, cancelled, turns in work:
+        reader = bench.submit(engine, prompt, max_tokens=max_tokens)
+        readers.append((reader, prompt, max_tokens, cancelled))
+        for _ in range(turns):
+            lane.turn()
+        if cancelled and reader.sequence is not None:
+            reader.sequence.cancel()
+    bench.run()
+    for reader, prompt, max_tokens, cancelled in readers:
+        expected = runner.expected(prompt, min(max_tokens, 91 - len(prompt)))
+        if cancelled:
+            assert reader.tokens == expected[: len(reader.tokens)]
+        else:
+            assert reader.tokens == expected
+            assert reader.ended.is_set()
+    assert (engine.stats.queued, engine.stats.running) == (0, 0)
+    lane.close()
