@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import inspect
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 from shardload_server.app import create_app
 from shardload_server.auth import KeyRing
+from shardload_server.runner import Server, bind, uvicorn_config
 from shardload_server.stack import Stack
 from starlette.applications import Starlette
 
@@ -201,6 +206,10 @@ class FakeEmbeddings:
     rule: str = "name"
 
 
+def _catalog() -> FakeCatalog:
+    return FakeCatalog({name: entry(name) for name in ("ada", "grace", "org/model")})
+
+
 class FakeService:
     """Starts the answers that a test lays out, in order; without any, says "Hello there" at once."""
 
@@ -286,7 +295,13 @@ class AsgiExchange:
             "client": ("127.0.0.1", 1),
             "server": ("test", 80),
         }
-        self.task = asyncio.create_task(app(scope, self._inbox.get, self.sent.put))
+        self.reading = asyncio.Event()
+        self.reading.set()
+        self.task = asyncio.create_task(app(scope, self._inbox.get, self._send))
+
+    async def _send(self, message: Any) -> None:
+        await self.reading.wait()
+        self.sent.put_nowait(message)
 
     def leave(self) -> None:
         self._inbox.put_nowait({"type": "http.disconnect"})
@@ -313,6 +328,11 @@ class AsgiExchange:
                 return b"".join(parts)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
@@ -322,7 +342,7 @@ def serve() -> Serve:
 
     @asynccontextmanager
     async def run(**server: Any) -> AsyncIterator[Served]:
-        catalog = FakeCatalog({name: entry(name) for name in ("ada", "grace", "org/model")})
+        catalog = _catalog()
         manager = FakeManager(catalog)
         services: list[FakeService] = []
 
@@ -339,6 +359,62 @@ def serve() -> Serve:
             yield Served(app, app.state.stack, services[0], manager, client)
 
     return run
+
+
+@dataclass
+class Hosted:
+    """An application behind a real port, on a loop in a thread of its own."""
+
+    url: str
+    server: Server
+    served: Served
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run a function, or wait for what it returns, on the server's loop."""
+
+        async def run() -> Any:
+            result = function()
+            return await result if inspect.isawaitable(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(30)
+
+
+@pytest.fixture
+def host() -> Iterator[Callable[..., Hosted]]:
+    """Puts an application over fakes behind a real port: ``host(api_keys=("k",))``."""
+    with ExitStack() as stack:
+        yield lambda **server: stack.enter_context(_hosted(**server))
+
+
+@contextmanager
+def _hosted(**settings: Any) -> Iterator[Hosted]:
+    config = ServerConfig(port=0, **settings)
+    catalog, services = _catalog(), []
+    manager = FakeManager(catalog)
+
+    @asynccontextmanager
+    async def fake_stack(config: Config, keys: KeyRing) -> AsyncIterator[Stack]:
+        services.append(FakeService(catalog))
+        yield Stack(config, catalog=catalog, manager=manager, service=services[0], keys=keys)  # type: ignore[arg-type]
+
+    app = create_app(Config(server=config), stack_factory=fake_stack)
+    ready: Future[asyncio.AbstractEventLoop] = Future()
+    bound = bind(config)
+    server = Server(
+        uvicorn_config(app, config), app, started=lambda: ready.set_result(asyncio.get_running_loop())
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
+    thread.start()
+    try:
+        loop = ready.result(30)
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        served = Served(app, app.state.stack, services[0], manager, httpx.AsyncClient())
+        yield Hosted(url, server, served, loop)
+    finally:
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(30)
+        bound.close()
 
 
 @pytest.fixture

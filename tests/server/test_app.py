@@ -17,11 +17,6 @@ from shardload.errors import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
 async def test_a_chat_completion(serve):
     async with serve() as served:
         response = await served.chat(temperature=0.5, max_tokens=7, seed=-1, stop="x", top_k=3)

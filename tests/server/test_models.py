@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardload.errors import AllPinned, CorruptGGUF, RequestError
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_list_of_models(serve):
+    async with serve() as served:
+        body = (await served.client.get("/v1/models")).json()
+    assert body["object"] == "list"
+    assert [model["id"] for model in body["data"]] == ["ada", "grace", "org/model"]
+    assert body["data"][0]["object"] == "model"
+    assert body["data"][0]["created"] == 1700000000
+    assert body["data"][0]["meta"]["n_ctx"] == 512
+
+
+@pytest.mark.parametrize("path", ["org/model", "org%2Fmodel", "org/model-alias"])
+async def test_one_model_whose_id_has_a_slash(serve, path):
+    async with serve() as served:
+        response = await served.client.get(f"/v1/models/{path}")
+    assert response.json()["id"] == "org/model"
+
+
+async def test_a_model_that_is_not_there(serve, error_of):
+    async with serve() as served:
+        response = await served.client.get("/v1/models/org/other")
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "model_not_found"
+
+
+async def test_states(serve):
+    async with serve() as served:
+        body = (await served.client.get("/models")).json()
+    first = body["models"][0]
+    assert (first["name"], first["state"], first["resident_bytes"], first["leases"]) == (
+        "ada",
+        "open",
+        2048,
+        0,
+    )
+    assert body["data"][0]["status"] == {"value": "loaded", "args": []}
+    assert body["data"][0]["source"] == "models_dir"
+
+
+async def test_load(serve):
+    async with serve() as served:
+        response = await served.client.post(
+            "/models/load",
+            json={"model": "ada", "path": "/models/other.gguf", "pin": True, "keep_alive": "5m"},
+        )
+    assert response.json()["success"] is True
+    assert response.json()["pinned"] is True
+    assert served.manager.calls == [
+        ("swap", "ada", Path("/models/other.gguf")),
+        ("load", "ada", True, 300.0),
+    ]
+
+
+async def test_load_can_release_a_pin(serve):
+    async with serve() as served:
+        await served.client.post("/models/load", json={"model": "ada", "pin": False})
+    assert served.manager.calls == [("pin", "ada", False), ("load", "ada", False, None)]
+
+
+async def test_unload_and_pin_by_alias(serve):
+    async with serve() as served:
+        assert (await served.client.post("/models/unload", json={"model": "ada-alias"})).json()[
+            "name"
+        ] == "ada"
+        assert (
+            await served.client.post("/models/pin", json={"model": "ada", "pinned": False})
+        ).status_code == 200
+    assert served.manager.calls == [("unload", "ada-alias"), ("pin", "ada", False)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (RequestError("outside the served folders", param="path"), 400, None),
+        (CorruptGGUF("/models/other.gguf", "truncated"), 400, "invalid_model_file"),
+        (AllPinned("ada", 2, 1, ["grace"]), 503, "all_pinned"),
+    ],
+)
+async def test_loads_that_fail(serve, error_of, failure, status, code):
+    async with serve() as served:
+        served.manager.failure = failure
+        response = await served.client.post("/models/load", json={"model": "ada", "path": "/etc/passwd"})
+    assert response.status_code == status
+    assert error_of(response)["code"] == code
+
+
+@pytest.mark.parametrize("path", ["/models/load", "/models/unload", "/models/pin"])
+async def test_admin_of_an_unknown_model(serve, error_of, path):
+    async with serve() as served:
+        response = await served.client.post(path, json={"model": "nobody"})
+        assert response.status_code == 404
+        assert (await served.client.post(path, json={"model": 1})).status_code == 400
+
+
+async def test_a_server_that_stops_opens_nothing(serve):
+    async with serve() as served:
+        served.stack.begin_shutdown()
+        response = await served.client.post("/models/load", json={"model": "ada"})
+    assert response.status_code == 503
+    assert served.manager.calls == []
