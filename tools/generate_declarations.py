@@ -63,7 +63,7 @@ TYPES = [
 ]  # fmt: skip
 
 
-def strip(source: str) -> str:
+def without_macros(source: str) -> str:
     """C source without comments, preprocessor lines and the macros around declarations."""
     source = re.sub(r"/\*.*?\*/", " ", source, flags=re.S)
     source = re.sub(r"//[^\n]*", " ", source)
@@ -109,7 +109,7 @@ class Headers:
         self.digests = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in HEADERS}
         self.known: dict[tuple[str, str], str] = {}
         for name in HEADERS:
-            for statement in statements(strip((directory / name).read_text())):
+            for statement in statements(without_macros((directory / name).read_text())):
                 if (key := declared_name(statement)) is not None:
                     self.known.setdefault(key, statement)
 

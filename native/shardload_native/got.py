@@ -91,9 +91,10 @@ class ElfImage:
             if kind == PT_LOAD
         ]
         self.first_address = min(address - offset for address, offset, _ in self._segments if offset == 0)
-        self._dynamic = self._read_dynamic(next(header for header in headers if header[0] == PT_DYNAMIC))
+        self._dynamic = self._read_dynamic([header for header in headers if header[0] == PT_DYNAMIC])
 
-    def _read_dynamic(self, header: tuple[int, ...]) -> dict[int, int]:
+    def _read_dynamic(self, headers: list[tuple[int, ...]]) -> dict[int, int]:
+        (header,) = headers
         offset, length = header[2], header[5]
         entries: dict[int, int] = {}
         for tag, value in struct.iter_unpack("<qQ", self._image[offset : offset + length // 16 * 16]):

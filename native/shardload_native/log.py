@@ -68,11 +68,14 @@ class LogRouter:
 
     def _receive(self, level: int, text: Any, _data: Any) -> None:
         local = self._local
-        piece = bytes(self._ffi.string(text)).decode("utf-8", "replace")
         if level == CONTINUED:
             level = getattr(local, "level", INFO)
-        begun = getattr(local, "begun", "") + piece
         local.level = level
+        # Graphs are described node by node: not even the text is looked at unless somebody wants it.
+        if level == DEBUG and not logger.isEnabledFor(logging.DEBUG):
+            return
+        piece = bytes(self._ffi.string(text)).decode("utf-8", "replace")
+        begun = getattr(local, "begun", "") + piece
         *lines, local.begun = begun.split("\n")
         for line in lines:
             if line.strip(" ."):
@@ -80,7 +83,7 @@ class LogRouter:
 
     def _take(self, level: int, line: str) -> None:
         collecting: LogLines | None = getattr(self._local, "collecting", None)
-        if collecting is not None:
+        if collecting is not None and level != DEBUG:
             collecting.lines.append((level, line))
         logger.log(LEVELS.get(level, logging.DEBUG), "%s", line)
 

@@ -27,6 +27,8 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 POOLING_TYPES: dict[Pooling, int] = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 UBATCH_TOKENS = 512
 NO_ROOM = 1
+# Their position embeddings are a table: a position beyond it ends the process.
+POSITION_TABLES = frozenset({"bert", "gpt2", "mpt", "starcoder"})
 FLASH_ATTENTION_AUTO = -1
 
 
@@ -70,11 +72,13 @@ class Context(Handle):
             raise
         lib = model.llama.lib
         self._ffi, self._lib = model.llama.ffi, lib
-        self.ctx_tokens = lib.llama_n_ctx(self._handle)
+        self.ctx_tokens = min(params.ctx_tokens, lib.llama_n_ctx(self._handle))
+        if model.architecture in POSITION_TABLES:
+            self.ctx_tokens = min(self.ctx_tokens, model.n_ctx_train)
         self.batch_tokens = lib.llama_n_batch(self._handle)
         self.pooled = lib.llama_pooling_type(self._handle) != POOLING_TYPES["none"]
         self._memory = lib.llama_get_memory(self._handle)
-        self._encodes = model.has_encoder and not model.has_decoder
+        self._compute = lib.llama_encode if self._memory == self._ffi.NULL else lib.llama_decode
         self._max_rows = self.batch_tokens if params.embeddings else params.slots
         self._batch = Batch(self._ffi, self.batch_tokens, params.slots)
         self._rows: list[int] = []
@@ -82,6 +86,8 @@ class Context(Handle):
     def _create(self, weights: Any) -> Any:
         model, params = self.model, self.params
         llama = model.llama
+        if model.has_encoder and model.has_decoder:
+            raise LoadFailed(f"context of {model.path}", "models with encoder and decoder are not supported")
         native = llama.lib.llama_context_default_params()
         native.n_ctx, native.n_batch, native.n_seq_max = params.ctx_tokens, params.batch_tokens, params.slots
         # Without causal attention a prompt is computed in one piece.
@@ -113,8 +119,7 @@ class Context(Handle):
         rows = self._batch.fill(runs, every_row=self.params.embeddings)
         if len(rows) > self._max_rows:
             raise ValueError(f"{len(rows)} outputs wanted of a context that has room for {self._max_rows}")
-        compute = self._lib.llama_encode if self._encodes else self._lib.llama_decode
-        status = compute(context, self._batch.native)
+        status = self._compute(context, self._batch.native)
         if status == 0:
             self._rows = rows
             return True
@@ -137,14 +142,14 @@ class Context(Handle):
 
     def forget(self, slot: int, start: int = 0) -> bool:
         """Drop a slot's KV from position ``start`` on; False where the model's state has no way back."""
-        _ = self.pointer
+        self._check_slots(slot)
         if self._memory == self._ffi.NULL:
             return True
         return bool(self._lib.llama_memory_seq_rm(self._memory, slot, start, -1))
 
     def share(self, source: int, target: int, tokens: int) -> None:
         """Let ``target`` see the first tokens of ``source``; nothing is copied in a unified cache."""
-        _ = self.pointer
+        self._check_slots(source, target)
         if not self.params.kv_unified and self.slots > 1:
             raise ValueError("slots share their KV in a unified cache only")
         if self._memory != self._ffi.NULL:
@@ -172,6 +177,12 @@ class Context(Handle):
     def is_end(self, token: int) -> bool:
         """Whether a token ends the generation."""
         return self.vocab.is_end(token)
+
+    def _check_slots(self, *slots: int) -> None:
+        _ = self.pointer
+        for slot in slots:
+            if not 0 <= slot < self.slots:
+                raise ValueError(f"slot {slot} of a context with {self.slots}")
 
     def _view(self, pointer: Any, count: int) -> NDArray[np.float32]:
         return np.frombuffer(self._ffi.buffer(pointer, 4 * count), np.float32)

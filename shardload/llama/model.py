@@ -15,6 +15,7 @@ from shardload_native.amx import avoid_traps
 from shardload_native.hooks import Mapping, lazy_mapping
 from shardload_native.library import Llama, load, text
 
+from shardload import memory
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama.handle import Handle
 from shardload.llama.vocab import Vocab
@@ -112,6 +113,27 @@ class Model(Handle):
     def lazily_mapped(self) -> bool:
         """Whether opening left all weights untouched in their files."""
         return bool(self.mappings)
+
+    def resident_bytes(self) -> int | None:
+        """Bytes of the weights that are in memory now, measured; None where the system does not tell."""
+        _ = self.weights
+        if self.mappings:
+            counts = [memory.resident_bytes(mapping.address, mapping.length) for mapping in self.mappings]
+        else:
+            counts = [memory.file_resident_bytes(path) for path in self.paths]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def page_out(self) -> int:
+        """Send the weights out of memory; they come back, page by page, when they are used.
+
+        Returns the bytes that left: 0 where the mappings are not known or the system does not do it. Pages
+        that another process maps, or of a file that this user does not own, stay.
+        """
+        _ = self.weights
+        before = self.resident_bytes()
+        for mapping in self.mappings:
+            memory.page_out(mapping.address, mapping.length)
+        return (before or 0) - (self.resident_bytes() or 0)
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text; None when absent. Arrays are not available."""

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny_gguf import write_llama
+
+from shardload import memory
+from shardload.errors import HandleClosed, LoadFailed
+from shardload.llama import Context, ContextParams, Model, ModelParams
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lazy mapping is for Linux")
+
+
+def test_facts_of_a_model(model: Model, llama_path: Path) -> None:
+    assert model.path == llama_path
+    assert model.architecture == "llama"
+    assert (model.n_embd, model.n_layer, model.n_ctx_train) == (64, 2, 512)
+    assert model.n_vocab == model.vocab.n_tokens
+    assert model.n_params * 4 == model.size_bytes
+    assert model.pooling is None
+    assert model.metadata("llama.block_count") == "2"
+    assert model.metadata("no.such.key") is None
+
+
+@linux_only
+def test_opening_touches_no_weight(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "large.gguf", dim=512, hidden=8192, layers=2)
+    size = path.stat().st_size
+    assert size > 100 * 2**20
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    memory.drop_file_cache(path)
+    before = memory.file_resident_bytes(path)
+    assert before == 0
+    with Model.open([path]) as model:
+        assert model.lazily_mapped
+        # Reading the header makes the kernel read ahead by a window of its own.
+        assert (model.resident_bytes() or 0) < size // 4
+        with Context(model, ContextParams(ctx_tokens=256, threads=1, threads_batch=1)):
+            assert (model.resident_bytes() or 0) < size // 4
+
+
+@linux_only
+def test_mappings_are_what_is_mapped(model: Model, llama_path: Path) -> None:
+    assert {mapping.path for mapping in model.mappings} == {str(llama_path.resolve())}
+    for mapping in model.mappings:
+        with open(llama_path, "rb") as file:
+            file.seek(mapping.offset)
+            expected = file.read(64)
+        assert ctypes.string_at(mapping.address, 64) == expected
+        assert mapping.offset + mapping.length <= llama_path.stat().st_size + memory.PAGE_BYTES
+
+
+@linux_only
+def test_pages_leave_and_come_back(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "m.gguf", dim=256, hidden=4096)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    with Model.open([path]) as model:
+        for mapping in model.mappings:
+            memory.populate_read(mapping.address, mapping.length)
+        full = model.resident_bytes()
+        assert full is not None
+        assert full >= sum(mapping.length for mapping in model.mappings)
+        left = model.page_out()
+        assert left > full // 2
+        assert model.resident_bytes() == full - left
+
+
+def test_plain_load_works_without_the_hooks(llama_path: Path) -> None:
+    with Model.open([llama_path], ModelParams(lazy=False)) as model:
+        assert not model.lazily_mapped
+        assert model.mappings == ()
+        assert model.page_out() == 0
+        assert model.vocab.tokenize("the")
+
+
+def test_split_models_open_whole(tmp_path: Path, llama_path: Path) -> None:
+    import gguf
+
+    parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    source = gguf.GGUFReader(llama_path)
+    for number, path in enumerate(parts):
+        _copy_half(source, path, number)
+    with Model.open(parts) as model, Model.open([llama_path]) as whole:
+        assert model.paths == tuple(parts)
+        assert model.size_bytes == whole.size_bytes
+        if sys.platform.startswith("linux"):
+            assert {mapping.path for mapping in model.mappings} == {str(part.resolve()) for part in parts}
+
+
+def _copy_half(source: object, path: Path, number: int) -> None:
+    import gguf
+
+    assert isinstance(source, gguf.GGUFReader)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    if number == 0:
+        for name, field in source.fields.items():
+            if not name.startswith(("GGUF.", "general.architecture")):
+                inner = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+    writer.add_uint16("split.no", number)
+    writer.add_uint16("split.count", 2)
+    writer.add_int32("split.tensors.count", len(source.tensors))
+    for tensor in source.tensors[number::2]:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_failed_load_carries_the_reason(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "foo.gguf", architecture="foo")
+    with pytest.raises(LoadFailed, match="unknown model architecture: 'foo'"):
+        Model.open([path])
+    with pytest.raises(LoadFailed, match=r"absent\.gguf"):
+        Model.open([tmp_path / "absent.gguf"])
+
+
+def test_a_failed_load_does_not_hurt_the_next(tmp_path: Path, llama_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(llama_path.read_bytes()[:-100_000])
+    with pytest.raises(LoadFailed):
+        Model.open([broken])
+    with Model.open([llama_path]) as model:
+        assert model.vocab.tokenize("the")
+
+
+def test_llama_cpp_writes_to_logging(llama_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="shardload.llama"), Model.open([llama_path]):
+        pass
+    assert any("llama_model_loader" in record.message for record in caplog.records)
+    assert [record for record in caplog.records if record.levelno == logging.INFO][-1].message.startswith(
+        f"opened {llama_path}"
+    )
+
+
+def test_progress_is_told_and_may_stop_the_load(llama_path: Path) -> None:
+    seen: list[float] = []
+
+    def watch(done: float) -> bool:
+        seen.append(done)
+        return True
+
+    Model.open([llama_path], progress=watch).close()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    with pytest.raises(LoadFailed, match="given up"):
+        Model.open([llama_path], progress=lambda done: False)
+
+    def fail(done: float) -> bool:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        Model.open([llama_path], progress=fail)
+
+
+def test_closed_models_say_so(llama_path: Path) -> None:
+    model = Model.open([llama_path])
+    model.close()
+    model.close()
+    assert model.closed
+    for use in (
+        lambda: model.pointer,
+        lambda: model.metadata("general.architecture"),
+        lambda: model.resident_bytes(),
+        lambda: model.vocab.tokenize("the"),
+        lambda: Context(model, ContextParams(ctx_tokens=256, threads=1, threads_batch=1)),
+    ):
+        with pytest.raises(HandleClosed):
+            use()
+
+
+def test_a_context_keeps_its_model(llama_path: Path) -> None:
+    model = Model.open([llama_path])
+    context = Context(model, ContextParams(ctx_tokens=256, threads=1, threads_batch=1))
+    model.close()
+    assert context.piece(5) is not None
+    assert model.vocab.tokenize("the")
+    context.close()
+    with pytest.raises(HandleClosed):
+        model.vocab.tokenize("the")
+
+
+def test_forgotten_handles_are_warned_about(llama_path: Path) -> None:
+    model: Model | None = Model.open([llama_path])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = None
+        gc.collect()
+    assert model is None
+    assert [str(warning.message) for warning in caught] == [f"unclosed model {llama_path}"]
+
+
+def test_opening_and_closing_leaks_nothing(llama_path: Path) -> None:
+    def cycle(times: int) -> None:
+        for _ in range(times):
+            with (
+                Model.open([llama_path]) as model,
+                Context(model, ContextParams(ctx_tokens=256, threads=1, threads_batch=1)),
+            ):
+                pass
+
+    process = psutil.Process()
+    cycle(10)
+    before = process.memory_info().rss
+    cycle(50)
+    assert process.memory_info().rss - before < 8 * 2**20
+    if sys.platform.startswith("linux"):
+        assert str(llama_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_two_threads_may_open_at_once(llama_path: Path) -> None:
+    opened: list[Model] = []
+
+    def work() -> None:
+        opened.extend(Model.open([llama_path]) for _ in range(5))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 20
+    lazy = sys.platform.startswith("linux")
+    assert all(model.lazily_mapped == lazy for model in opened)
+    for model in opened:
+        model.close()
+
+
+def test_importing_the_package_opens_no_library() -> None:
+    code = (
+        "import sys, shardload.llama; sys.exit('llama_cpp' in sys.modules or '_cffi_backend' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_opening_a_model_does_not_import_llama_cpp(llama_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from shardload.llama import Model;"
+        f"Model.open([pathlib.Path({str(llama_path)!r})]).close();"
+        "sys.exit('llama_cpp' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

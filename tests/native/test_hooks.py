@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shardload_native import hooks
+from shardload_native.got import SlotsNotFound
+from shardload_native.hooks import LoadHooks, Mapping, hook_verdict, lazy_mapping, subtract
+from shardload_native.library import load
+from tiny_gguf import write_llama
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the hooks are for Linux")
+
+
+def load_model(path: Path) -> None:
+    llama = load()
+    model = llama.lib.llama_model_load_from_file(os.fsencode(path), llama.lib.llama_model_default_params())
+    assert model != llama.ffi.NULL
+    llama.lib.llama_model_free(model)
+
+
+def slot_values(usable: LoadHooks) -> list[int]:
+    return [usable._read(slot) for slots in usable._slots.values() for slot in slots]
+
+
+@linux_only
+def test_mappings_are_recorded_and_the_slots_put_back(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "m.gguf")
+    usable = hook_verdict().hooks
+    assert usable is not None
+    load_model(path)  # lets the dynamic linker resolve the functions first
+    before = slot_values(usable)
+    with lazy_mapping() as recording:
+        assert slot_values(usable) != before
+        llama = load()
+        model = llama.lib.llama_model_load_from_file(
+            os.fsencode(path), llama.lib.llama_model_default_params()
+        )
+    assert slot_values(usable) == before
+    assert recording.usable
+    assert [mapping.path for mapping in recording.mappings] == [str(path)]
+    llama.lib.llama_model_free(model)
+
+
+@linux_only
+def test_the_slots_are_put_back_after_an_error() -> None:
+    usable = hook_verdict().hooks
+    assert usable is not None
+    before = slot_values(usable)
+    with pytest.raises(KeyError), lazy_mapping():
+        raise KeyError
+    assert slot_values(usable) == before
+
+
+@linux_only
+def test_loads_of_other_threads_are_not_recorded(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "m.gguf")
+    with lazy_mapping() as recording:
+        other = threading.Thread(target=load_model, args=(path,))
+        other.start()
+        other.join()
+    assert recording.mappings == []
+
+
+@linux_only
+def test_what_is_unmapped_is_forgotten(tmp_path: Path) -> None:
+    with lazy_mapping() as recording:
+        load_model(write_llama(tmp_path / "m.gguf"))
+    assert recording.mappings == []
+
+
+def test_where_hooks_cannot_be_used_a_load_is_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise SlotsNotFound("no slots today")
+
+    monkeypatch.setattr(hooks, "find_slots", fail)
+    verdict = hook_verdict.__wrapped__()
+    assert not verdict.usable
+    assert verdict.hooks is None
+    if sys.platform.startswith("linux"):
+        assert [record.message for record in caplog.records] == [
+            "lazy mapping is not available, models are read whole when opened: no slots today"
+        ]
+    monkeypatch.setattr(hooks, "hook_verdict", lambda: verdict)
+    with lazy_mapping() as recording:
+        load_model(write_llama(tmp_path / "m.gguf"))
+    assert not recording.usable
+    assert recording.mappings == []
+
+
+@linux_only
+@pytest.mark.parametrize("change", ["missing", "unmapped", "no function"])
+def test_slots_are_looked_at_before_use(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = hooks.find_slots(load().library_path, hooks.SYMBOLS)
+    data = load().ffi.new("uintptr_t[1]", [int(load().ffi.cast("uintptr_t", load().ffi.new("int *")))])
+    wrong = {
+        "missing": {**found, "munmap": []},
+        "unmapped": {**found, "munmap": [64]},
+        "no function": {**found, "munmap": [int(load().ffi.cast("uintptr_t", data))]},
+    }
+    monkeypatch.setattr(hooks, "find_slots", lambda *_: wrong[change])
+    with pytest.raises(SlotsNotFound):
+        hooks.find_hooks(load())
+
+
+@given(
+    address=st.integers(0, 30), length=st.integers(1, 30), at=st.integers(0, 60), removed=st.integers(0, 60)
+)
+def test_subtracting_ranges(address: int, length: int, at: int, removed: int) -> None:
+    mapping = Mapping(address, length, "f", 100)
+    pieces = subtract(mapping, at, removed)
+    covered = [byte for piece in pieces for byte in range(piece.address, piece.address + piece.length)]
+    gone = range(at, at + removed)
+    assert covered == [byte for byte in range(address, address + length) if byte not in gone]
+    for piece in pieces:
+        assert piece.length > 0
+        assert piece.offset - 100 == piece.address - address
