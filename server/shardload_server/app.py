@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shardload.config import Config, load_config
+from shardload.demo import demo_folder
 from shardload.errors import ShardloadError
 from shardload_server.auth import KeyMiddleware, KeyRing, configured_keys
 from shardload_server.errors import failure_of
@@ -57,9 +58,12 @@ def create_app(config: Config | None = None, *, stack_factory: StackFactory = op
 
 
 def app_from_environment() -> Starlette:
-    """The application of the configuration file that SHARDLOAD_CONFIG names; a factory for ASGI hosts."""
+    """The application of the configuration file that SHARDLOAD_CONFIG names; a factory for ASGI hosts.
+
+    Without one it serves the demo models. Raises ConfigError.
+    """
     path = os.environ.get(CONFIG_VARIABLE)
-    return create_app(load_config(path) if path else Config())
+    return create_app(load_config(path) if path else Config(folders=(str(demo_folder()),)))
 
 
 async def _phrase(request: Request, error: Exception) -> Response:

@@ -17,9 +17,8 @@ from shardload_server.exchange import InFlight
 from shardload_server.metrics import Metrics
 
 if TYPE_CHECKING:
-    from shardload.library.manager import Manager
-
     from shardload.library.catalog import Catalog
+    from shardload.library.manager import Manager
     from shardload.service import Service
 
 FAREWELL_SECONDS = 5.0
@@ -80,17 +79,16 @@ StackFactory = Callable[[Config, KeyRing], AbstractAsyncContextManager[Stack]]
 async def open_stack(config: Config, keys: KeyRing) -> AsyncIterator[Stack]:
     """Assemble the real parts: files, compute lane, llama.cpp, manager, service."""
     # Imported here: an application with other parts needs no llama.cpp.
-    from shardload.library.manager import Manager
-    from shardload.library.opener import LlamaOpener
-
     from shardload.engine.lane import Lane
     from shardload.library.catalog import Catalog
+    from shardload.library.manager import Manager
+    from shardload.library.opener import LlamaOpener
     from shardload.service import Service
 
     catalog = Catalog.from_config(config)
     with Lane() as lane:
-        opener = LlamaOpener(lane, config)
-        async with Manager(catalog, opener, config) as manager:
+        opener = LlamaOpener(lane, config.engine)
+        async with Manager.from_config(catalog, opener, config) as manager:
             yield Stack(
                 config,
                 catalog=catalog,

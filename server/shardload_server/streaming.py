@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from starlette.types import Send
+
+if TYPE_CHECKING:
+    from shardload.library.lease import OpenProgress
 
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -15,16 +18,6 @@ HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 KEEP_ALIVE_FRAME = b": keep-alive\n\n"
-
-
-class Progress(Protocol):
-    """How far an open is."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fraction(self) -> float: ...
 
 
 class EventStream:
@@ -50,7 +43,7 @@ class EventStream:
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
-        self._news: Progress | None = None
+        self._news: OpenProgress | None = None
         self._woken = asyncio.Event()
         self._heartbeat: asyncio.Task[None] | None = None
 
@@ -58,7 +51,7 @@ class EventStream:
         """Begin to report progress and to break silences."""
         self._heartbeat = asyncio.create_task(self._beat())
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: OpenProgress) -> None:
         """Have the progress of an open told to the client; only the newest counts."""
         if self._progress_comments and not self._is_repeated(progress):
             self._news = progress
@@ -118,17 +111,19 @@ class EventStream:
             if (news := self._news) is not None:
                 await self.write(progress_frame(news))
 
-    def _is_repeated(self, progress: Progress) -> bool:
+    def _is_repeated(self, progress: OpenProgress) -> bool:
         last = self._news
         return (
             last is not None
-            and last.name == progress.name
+            and (last.name, last.stage) == (progress.name, progress.stage)
             and 0 <= progress.fraction - last.fraction < 0.01
             and progress.fraction < 1
         )
 
 
-def progress_frame(progress: Progress) -> bytes:
+def progress_frame(progress: OpenProgress) -> bytes:
     """A comment that tells how far an open is; clients of events skip it."""
     name = " ".join(progress.name.split())
+    if progress.stage == "waiting":
+        return f": waiting for room for {name}\n\n".encode()
     return f": loading {name} {progress.fraction:.2f}\n\n".encode()

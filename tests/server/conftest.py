@@ -28,6 +28,7 @@ from shardload.config import Config, ServerConfig
 from shardload.engine.request import Finish, Timings, TokenLogprob, Usage
 from shardload.errors import ModelNotFound
 from shardload.library.entry import ModelEntry
+from shardload.library.lease import OpenProgress
 from shardload.requests import EmbeddingRequest
 
 
@@ -190,12 +191,6 @@ class FakePlan:
     request: Any
     headers: Mapping[str, str]
     key: str | None
-
-
-@dataclass(frozen=True)
-class FakeProgress:
-    name: str
-    fraction: float
 
 
 @dataclass(frozen=True)
@@ -423,8 +418,8 @@ def answer() -> type[FakeAnswer]:
 
 
 @pytest.fixture
-def progress() -> type[FakeProgress]:
-    return FakeProgress
+def progress() -> Callable[[str, float], OpenProgress]:
+    return lambda name, fraction: OpenProgress(name, "opening", fraction)
 
 
 @pytest.fixture
