@@ -63,9 +63,10 @@ def vocabulary(model: Path) -> dict[str, float]:
 
 def touched_bytes(model: Path) -> int:
     """Bytes of the file that are mapped into this process by having been looked at."""
-    return sum(
-        part.rss for part in psutil.Process().memory_maps(grouped=False) if Path(part.path) == model.resolve()
-    )
+    maps = psutil.Process().memory_maps(grouped=False)
+    parts = [part.rss for part in maps if Path(part.path) == model.resolve()]
+    assert parts, "the file is not mapped"
+    return sum(parts)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": cost.private_memory,
     "python": cost.python_time,
 }
+TABLE_COLUMNS = 120
 QUICK_SIZE = Size(dim=256, layers=2, heads=8, kv_heads=2, ff=512)
 TINY_SIZE = Size(dim=64, layers=1, heads=2, kv_heads=1, ff=128, vocabulary=512)
 
@@ -56,7 +57,7 @@ def main() -> None:
     setting = prepare(given.quick, threads, given.repeats)
     rows: list[Row] = []
     refused: dict[str, str] = {}
-    console = Console()
+    console = Console(width=max(TABLE_COLUMNS, Console().width))
     for name in given.only or ROWS:
         started = time.monotonic()
         try:

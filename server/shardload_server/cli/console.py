@@ -53,7 +53,7 @@ def log_to_stderr(level: str = "INFO") -> None:
     root = logging.getLogger("shardload")
     root.addHandler(handler)
     root.setLevel(level)
-    for name in ("uvicorn", "uvicorn.error", "asyncio"):
+    for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).addHandler(handler)
 
 

@@ -134,6 +134,7 @@ def announce(config: Config, catalog: Catalog, port: int) -> None:
     keyed = bool(config.server.api_keys or config.server.api_key_file)
     for line in curl_lines(url, catalog.entries(), keyed=keyed):
         out.print(line, soft_wrap=True)
+    out.print()
 
 
 def base_url(host: str, port: int) -> str:
