@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import struct
+import tempfile
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -56,24 +59,24 @@ def kv_bytes(target: Target, name: str) -> int:
 
 
 def python_time(setting: Setting) -> Iterator[Row]:
-    """Processor time per token with a model so small that what remains is ours."""
+    """Processor time of the whole process without what llama.cpp spends, with a model of one thin layer."""
     models = {"a": setting.tiny_model}
+    tokens = setting.tokens * 4
     spent: list[float] = []
-    with shardload(models, threads=1, slots=SLOTS, ctx_tokens=4096) as target:
-        process = psutil.Process(target.pid)
-        tokens = 400
-        for turn in range(setting.repeats + 1):
-            asks = [
-                Ask(target.urls["a"], target.names["a"], prompt(turn * SLOTS + index), tokens)
-                for index in range(SLOTS)
-            ]
-            before, computed = process.cpu_times(), compute_seconds(target)
-            together(asks)
-            after = process.cpu_times()
-            seconds = after.user + after.system - before.user - before.system
-            seconds -= compute_seconds(target) - computed
-            if turn:
-                spent.append(1e6 * seconds / (tokens * SLOTS))
+    with tempfile.TemporaryDirectory() as folder:
+        meter = Path(folder) / "meter"
+        meter.write_bytes(bytes(8))
+        command = (str(Path(__file__).with_name("counted.py")), str(meter))
+        with shardload(models, threads=1, slots=SLOTS, ctx_tokens=4096, command=command) as target:
+            for turn in range(setting.repeats + 1):
+                asks = [
+                    Ask(target.urls["a"], target.names["a"], prompt(turn * SLOTS + index), tokens)
+                    for index in range(SLOTS)
+                ]
+                before = python_seconds(target, meter)
+                together(asks)
+                if turn:
+                    spent.append(1e6 * (python_seconds(target, meter) - before) / (tokens * SLOTS))
     yield Row(
         "processor time of our Python per generated token, 8 streams",
         figure(spent, "µs"),
@@ -82,14 +85,12 @@ def python_time(setting: Setting) -> Iterator[Row]:
         100.0,
         "lower",
         "µs",
-        note="all of the process but llama_decode, on one thread",
+        note="all of the process, HTTP and system calls too, without llama.cpp",
     )
 
 
-def compute_seconds(target: Target) -> float:
-    """Seconds that the server's lane has spent inside llama.cpp so far."""
-    with urllib.request.urlopen(f"{target.urls['a']}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(
-        float(line.split()[-1]) for line in lines if line.startswith("shardload_compute_seconds_total")
-    )
+def python_seconds(target: Target, meter: Path) -> float:
+    """Processor seconds of the process so far that were not spent inside llama.cpp."""
+    times = psutil.Process(target.pid).cpu_times()
+    inside: float = struct.unpack("d", meter.read_bytes())[0]
+    return times.user + times.system - inside

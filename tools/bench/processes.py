@@ -55,15 +55,20 @@ def free_port() -> int:
 
 @contextmanager
 def shardload(
-    models: Mapping[str, Path], *, threads: int, slots: int, ctx_tokens: int, more: Sequence[str] = ()
+    models: Mapping[str, Path],
+    *,
+    threads: int,
+    slots: int,
+    ctx_tokens: int,
+    command: Sequence[str] = ("-m", "shardload_server.cli"),
 ) -> Iterator[Target]:
     """One shardload server with all models; each is asked for by its file's name."""
     port = free_port()
-    command = [sys.executable, "-m", "shardload_server.cli", "serve", *map(str, models.values())]
-    command += ["--port", str(port), "--threads", str(threads), "--parallel", str(slots)]
-    command += ["--ctx", str(ctx_tokens), "--budget", "64GiB", *more]
+    words = [sys.executable, *command, "serve", *map(str, models.values()), "--port", str(port)]
+    words += ["--threads", str(threads), "--parallel", str(slots), "--ctx", str(ctx_tokens)]
+    words += ["--budget", "64GiB"]
     url = f"http://127.0.0.1:{port}"
-    with process(command, url + "/health") as pid:
+    with process(words, url + "/health") as pid:
         yield Target(dict.fromkeys(models, url), {name: path.stem for name, path in models.items()}, pid)
 
 

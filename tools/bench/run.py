@@ -38,7 +38,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
 }
 TABLE_COLUMNS = 120
 QUICK_SIZE = Size(dim=256, layers=2, heads=8, kv_heads=2, ff=512)
-TINY_SIZE = Size(dim=64, layers=1, heads=2, kv_heads=1, ff=128, vocabulary=512)
+TINY_SIZE = Size(dim=64, layers=1, heads=2, kv_heads=1, ff=128)
 
 
 def main() -> None:
