@@ -1,6 +1,6 @@
 """The commands and their options; the work of each is in a module that is imported when it runs.
 
-Nothing heavy may be imported here: ``shardload --help`` has to be instant.
+Nothing heavy may be imported here, the engine least of all: ``shardload --help`` has to be instant.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ app.add_typer(route_app, name="route")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from shardload._version import __version__
+        from importlib.metadata import version
 
-        typer.echo(f"shardload {__version__}")
+        typer.echo(f"shardload {version('shardload')}")
         raise typer.Exit
 
 

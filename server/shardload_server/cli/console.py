@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from shardload.errors import ShardloadError
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -59,6 +57,8 @@ def log_to_stderr(level: str = "INFO") -> None:
 
 def phrase(error: Exception) -> str | None:
     """The one line that says what went wrong, or None for an error nobody foresaw."""
+    from shardload.errors import ShardloadError
+
     if isinstance(error, ShardloadError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,8 +12,6 @@ from shardload_server.cli import console, remote
 
 if TYPE_CHECKING:
     import httpx
-
-    import shardload
 
 Messages = Sequence[dict[str, str]]
 
@@ -62,14 +59,12 @@ class FileTalker:
         import shardload
 
         self._options = options
-        extra = {} if options.ctx is None else {"ctx": options.ctx}
-        self._model: shardload.OpenModel = shardload.open(Path(options.model).expanduser(), **extra)
+        self._model = shardload.open(Path(options.model).expanduser(), ctx=options.ctx)
 
     def answer(self, messages: Messages) -> Generator[str, None, None]:
         """Stream one answer."""
-        with closing(self._model.chat(messages, stream=True, **self._options.sampling())) as deltas:
-            for delta in deltas:
-                yield delta.text
+        with self._model.chat(messages, stream=True, **self._options.sampling()) as generation:
+            yield from generation
 
     def close(self) -> None:
         """Close the model."""
