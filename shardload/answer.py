@@ -17,7 +17,7 @@ from shardload.engine.request import Delta, Finish, Timings, TokenLogprob, Usage
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from shardload.library.manager import Lease
+    from shardload.library.lease import Lease
 
 # Deltas of several choices wait here for the one reader; beyond it they wait in the engine, which takes note.
 MERGED_DELTAS = 16
@@ -78,6 +78,11 @@ class Answer:
         self._unfinished = len(prompts_tokens) * n
         self._source = source
         self._lease = lease
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything was given back: at the end, after an error, or by ``aclose``."""
+        return self._lease is None
 
     @property
     def choices(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -23,7 +23,6 @@ from shardload.errors import (
     ModelNotFound,
     ModelUnavailable,
     Overloaded,
-    PromptTooLong,
     RequestError,
     ShuttingDown,
 )
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
 
     from shardload.engine.stream import DeltaStream
     from shardload.library.entry import Kind, ModelEntry
-    from shardload.library.manager import Lease, Manager, OpenProgress
+    from shardload.library.lease import Lease, OpenProgress
+    from shardload.library.manager import Manager
 
 __all__ = [
     "Answer",
@@ -135,10 +135,9 @@ class Service:
                 _characters(request.inputs),
                 lambda: [embedding_tokens(text, lease.vocab) for text in request.inputs],
             )
-            try:
-                vectors = await asyncio.wrap_future(lease.engine.embed(prompts))
-            except PromptTooLong as error:
-                raise PromptTooLong(error.prompt_tokens, error.context_tokens, param="input") from error
+            with _blaming("input"):
+                computed = lease.engine.embed(prompts)
+            vectors = await asyncio.wrap_future(computed)
         return Embeddings(
             vectors=tuple(_cut(vector, request.dimensions) for vector in vectors),
             prompt_tokens=sum(map(len, prompts)),
@@ -219,16 +218,24 @@ def _submit(request: ChatRequest | CompletionRequest, prepared: _Prepared, lease
     chat = isinstance(request, ChatRequest)
     lengths = [len(prompt) for prompt in prepared.prompts]
     with ExitStack() as undo:
-        try:
+        with _blaming("messages" if chat else "prompt"):
             streams = _streams(prepared, request.n, lease, undo)
-        except PromptTooLong as error:
-            param = "messages" if chat else "prompt"
-            raise PromptTooLong(error.prompt_tokens, error.context_tokens, param=param) from error
         source = _source(streams, lengths, request.n)
         kind: Literal["chatcmpl", "cmpl"] = "chatcmpl" if chat else "cmpl"
         answer = Answer(lease, source, kind=kind, rule=rule, prompts_tokens=lengths, n=request.n)
         undo.pop_all()
     return answer
+
+
+@contextmanager
+def _blaming(param: str) -> Iterator[None]:
+    """Errors about the prompt name the field that it came by."""
+    try:
+        yield
+    except RequestError as error:
+        if error.param in (None, "prompt"):
+            error.param = param
+        raise
 
 
 def _streams(prepared: _Prepared, n: int, lease: Lease, undo: ExitStack) -> list[DeltaStream]:

@@ -1,0 +1,111 @@
+"""An answer for programs without an event loop: read piece by piece, or whole."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Literal, Self
+
+from shardload.answer import Answer
+from shardload.engine.request import Finish, TokenLogprob, Usage
+from shardload.runtime import Runtime
+
+
+class Generation:
+    """Text that a model generates. Iterating yields it in pieces as they come, `text` waits for all of it.
+
+    A generation that is not read to its end is stopped by ``close``, or by leaving its ``with`` block. One
+    thread at a time.
+    """
+
+    def __init__(self, runtime: Runtime, answer: Answer) -> None:
+        self.model, self.rule = answer.model, answer.rule
+        """The model that answers, and the rule of the routes that chose it."""
+        self._runtime, self._answer = runtime, answer
+        self._pieces: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._finish: Finish | None = None
+        self._ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        position = 0
+        while True:
+            while position < len(self._pieces):
+                yield self._pieces[position]
+                position += 1
+            if not self._advance():
+                return
+
+    @property
+    def text(self) -> str:
+        """The whole text; waits for it."""
+        return "".join(self.read()._pieces)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<Generation by {self.model!r}: {''.join(self._pieces)!r}{'' if self._ended else '...'}>"
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"] | None:
+        """Why the text ended: the model or a stop string did it, or it was long enough; None before that."""
+        return self._finish.reason if self._finish else None
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the text ended, with timings; None before that."""
+        return self._finish
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return self._answer.usage
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those of the tokens so far, where ``top_logprobs`` asked for them."""
+        return tuple(self._logprobs)
+
+    def read(self) -> Self:
+        """Wait for the whole text."""
+        while self._advance():
+            pass
+        return self
+
+    def close(self) -> None:
+        """Stop generating; what was read stays. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._runtime.end(self._answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_ended", True):
+            warnings.warn(
+                f"{self!r} was neither read to its end nor closed", ResourceWarning, source=self, stacklevel=1
+            )
+
+    def _advance(self) -> bool:
+        """Wait for the next delta; False at the end."""
+        if self._ended:
+            return False
+        try:
+            delta = self._runtime.next(self._answer)
+        except BaseException:
+            self.close()
+            raise
+        self._logprobs += delta.logprobs
+        if delta.text:
+            self._pieces.append(delta.text)
+        self._finish = delta.finish
+        self._ended = delta.finish is not None
+        return True

@@ -1,0 +1,170 @@
+"""The service on an event loop of its own, for programs that have none."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from shardload.answer import Answer, AnswerDelta
+from shardload.config import Config
+from shardload.engine import Lane
+from shardload.errors import HandleClosed
+from shardload.library.budget import budget_bytes
+from shardload.library.catalog import Catalog
+from shardload.requests import EmbeddingRequest, Request
+from shardload.service import Embeddings, Service
+
+if TYPE_CHECKING:
+    from shardload.library.manager import Manager
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What serves: the parts belong to the event loop that assembled them."""
+
+    catalog: Catalog
+    manager: Manager
+    service: Service
+
+
+Assemble = Callable[[Config], AbstractAsyncContextManager[Parts]]
+
+
+@asynccontextmanager
+async def assembled(config: Config) -> AsyncIterator[Parts]:
+    """Put the parts together over llama.cpp, and take them apart in order."""
+    from shardload.library.manager import Manager
+    from shardload.library.opener import LlamaOpener
+
+    catalog = Catalog.from_config(config)
+    with Lane() as lane:
+        opener = LlamaOpener(lane, config.engine)
+        async with Manager(
+            catalog,
+            opener,
+            budget_bytes=budget_bytes(config),
+            queue_limit=config.engine.queue,
+            keep_alive_seconds=config.engine.keep_alive,
+        ) as manager:
+            yield Parts(catalog, manager, Service(catalog, manager, config.routes))
+
+
+class Runtime:
+    """An event loop on a daemon thread with the parts on it; any thread may call.
+
+    Closed by ``close``, or at the end of the process. A thread of a pool would not do: the interpreter waits
+    for those before anybody is told that it ends.
+    """
+
+    def __init__(self, config: Config, assemble: Assemble = assembled) -> None:
+        """Start the loop and wait for the parts; raises what assembling them raises."""
+        self._answers: set[Answer] = set()
+        ready: Future[tuple[BlockingPortal, Parts]] = Future()
+        thread = threading.Thread(
+            target=anyio.run,
+            args=(_main, config, assemble, self._answers, ready),
+            name="shardload-loop",
+            daemon=True,
+        )
+        thread.start()
+        try:
+            self._portal, self.parts = ready.result()
+        except BaseException:
+            thread.join()
+            raise
+        self._close = weakref.finalize(self, _stop, self._portal, thread)
+
+    @property
+    def closed(self) -> bool:
+        return not self._close.alive
+
+    @overload
+    def call(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T: ...
+    @overload
+    def call(self, work: Callable[..., T], *arguments: Any) -> T: ...
+    def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something on the loop and wait for it; raises HandleClosed after ``close``."""
+        if self.closed:
+            raise HandleClosed("the model")
+        return self._portal.call(work, *arguments)
+
+    def start(self, request: Request) -> Answer:
+        """Plan and start an answer; it is closed with the runtime at the latest."""
+        return self.call(self._start, request)
+
+    def next(self, answer: Answer) -> AnswerDelta:
+        """The next delta of an answer; raises StopAsyncIteration at its end."""
+        return self.call(self._next, answer)
+
+    def end(self, answer: Answer) -> None:
+        """Close an answer; idempotent, also after ``close``."""
+        if not self.closed:
+            self.call(self._end, answer)
+
+    def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Plan and compute embeddings."""
+        return self.call(self._embed, request)
+
+    def close(self) -> None:
+        """End what runs, close every model and stop the loop; idempotent."""
+        self._close()
+
+    def __del__(self) -> None:
+        finalizer = getattr(self, "_close", None)
+        if finalizer is not None and finalizer.alive:
+            warnings.warn("shardload models were never closed", ResourceWarning, source=self, stacklevel=1)
+
+    async def _start(self, request: Request) -> Answer:
+        service = self.parts.service
+        answer = await service.start(service.plan(request))
+        self._answers.add(answer)
+        return answer
+
+    async def _next(self, answer: Answer) -> AnswerDelta:
+        try:
+            return await anext(answer)
+        finally:
+            if answer.closed:
+                self._answers.discard(answer)
+
+    async def _end(self, answer: Answer) -> None:
+        self._answers.discard(answer)
+        await answer.aclose()
+
+    async def _embed(self, request: EmbeddingRequest) -> Embeddings:
+        service = self.parts.service
+        return await service.embed(service.plan(request))
+
+
+async def _main(
+    config: Config,
+    assemble: Assemble,
+    answers: set[Answer],
+    ready: Future[tuple[BlockingPortal, Parts]],
+) -> None:
+    try:
+        async with BlockingPortal() as portal, assemble(config) as parts:
+            ready.set_result((portal, parts))
+            await portal.sleep_until_stopped()
+            for answer in tuple(answers):
+                await answer.aclose()
+    except BaseException as error:
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+def _stop(portal: BlockingPortal, thread: threading.Thread) -> None:
+    portal.start_task_soon(portal.stop)
+    thread.join()
