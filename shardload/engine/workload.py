@@ -24,8 +24,13 @@ from shardload.errors import NativeError, PromptTooLong, RequestError, Shardload
 
 logger = logging.getLogger("shardload.engine")
 
-# A prompt advances by so many tokens at most while others generate: what a long prompt costs them per token.
-CHUNK_TOKENS = 128
+# What a chunk of a prompt may cost those who generate meanwhile, and those who may come while nobody does.
+SHARED_CHUNK_SECONDS = 0.3
+LONELY_CHUNK_SECONDS = 1.0
+# Less than this computes hardly faster, more helps hardly.
+CHUNK_TOKENS = range(16, 129)
+# A seeded sequence has chunks that no measurement changes.
+SOLO_CHUNK_TOKENS = 64
 # Cells kept free for each sequence at admission, so that a new one does not at once drive out another.
 HEADROOM_TOKENS = 16
 # A prefix that a running sequence is computing is worth waiting for from this length on.
@@ -53,6 +58,7 @@ class Workload:
         self._slots = SlotTable(runner.slots)
         self._embeddings = EmbeddingQueue(runner, self._slots)
         self._embeddings_turn = True
+        self._token_seconds = 0.0
         self._pieces: dict[int, bytes] = {}
         self._end_tokens: set[int] = set()
 
@@ -113,12 +119,22 @@ class Workload:
             self._embed()
             return
         self._embeddings_turn = True
+        chunk = self._chunk_tokens(SHARED_CHUNK_SECONDS, CHUNK_TOKENS[-1])
         budget = self.runner.batch_tokens
-        chunk = min(budget, CHUNK_TOKENS)
-        if crowded:
-            budget = min(budget, max(chunk, self.runner.slots))
-        batch = compose(self._ready, budget_tokens=budget, chunk_tokens=chunk, solo_chunk_tokens=chunk)
+        lonely = chunk if crowded else self._chunk_tokens(LONELY_CHUNK_SECONDS, budget)
+        batch = compose(
+            self._ready,
+            budget_tokens=min(budget, max(lonely, self.runner.slots)),
+            chunk_tokens=chunk,
+            solo_chunk_tokens=min(budget, SOLO_CHUNK_TOKENS),
+        )
         self._compute(batch, number)
+
+    def _chunk_tokens(self, seconds: float, most: int) -> int:
+        """The tokens of a prompt that take about so long, by what the last ones took."""
+        if self._token_seconds * most <= seconds:
+            return most
+        return max(CHUNK_TOKENS[0], int(seconds / self._token_seconds))
 
     # -- admission
 
@@ -194,13 +210,16 @@ class Workload:
 
     def _compute(self, batch: list[tuple[Sequence, int]], number: int) -> None:
         runs = []
+        tokens_in_batch = 0
         for sequence, count in batch:
             slot = sequence.slot
             assert slot is not None
             start = slot.length
             end = start + count
+            tokens_in_batch += count
             tokens = sequence.tokens
             runs.append(Run(slot.index, start, tokens[start:end], "last" if end == len(tokens) else "none"))
+        began = perf_counter()
         try:
             fits = self.runner.decode(runs)
         except Exception as error:
@@ -210,6 +229,10 @@ class Workload:
             self._make_room()
             return
         self.stats.decode_steps_total += 1
+        if tokens_in_batch >= CHUNK_TOKENS[0]:
+            seconds = (perf_counter() - began) / tokens_in_batch
+            known = self._token_seconds
+            self._token_seconds = 0.75 * known + 0.25 * seconds if known else seconds
         self._sample(batch, number)
 
     def _sample(self, batch: list[tuple[Sequence, int]], number: int) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from fakes import BEGIN, END, FakeRunner, FakeVocab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turned_lane import TurnedLane
 
-from shardload.engine import Lane, SamplingParams
+from shardload.engine import Lane, Run, SamplingParams, workload
 from shardload.errors import DecodeFailed, NativeError, PromptTooLong, RequestError
 
 VOCAB = FakeVocab()
@@ -157,6 +159,29 @@ def test_alone_a_long_prompt_gets_the_whole_batch(bench: TurnedLane) -> None:
     bench.run()
     assert [len(runs[0].tokens) for runs in runner.steps] == [512, 512, 76]
     assert [runs[0].want for runs in runner.steps] == ["none", "none", "last"]
+
+
+def test_chunks_shrink_where_computing_is_slow(bench: TurnedLane, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(workload, "perf_counter", lambda: now[0])
+    runner = FakeRunner(ctx_tokens=4096, batch_tokens=512, reply=lambda prompt: "x" * 90)
+
+    def take_time(runs: Sequence[Run]) -> None:
+        now[0] += 0.01 * sum(len(run.tokens) for run in runs)
+
+    runner.on_decode = take_time
+    engine = bench.attach(runner)
+    bench.submit(engine, [1] * 900, max_tokens=1)
+    bench.run()
+    # The first was a guess; from then on about a second each.
+    assert [sum(len(run.tokens) for run in runs) for runs in runner.steps][:2] == [512, 100]
+    talker = bench.submit(engine, [3], max_tokens=40)
+    bench.run(until=talker.began.is_set)
+    began = len(runner.steps)
+    bench.submit(engine, [2] * 200, max_tokens=1)
+    bench.run()
+    chunks = [len(runs[1].tokens) for runs in runner.steps[began:] if len(runs) == 2]
+    assert 16 <= max(chunks) <= 30
 
 
 def test_a_conversation_goes_on_from_its_cache(bench: TurnedLane) -> None:
