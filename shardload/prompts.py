@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from shardload.chat.messages import with_system
@@ -16,14 +16,12 @@ MakeTemplate = Callable[[str, str, str], ChatTemplate]
 
 
 class Vocabulary(Protocol):
-    """What is needed of a model's vocabulary; -1 stands for a token that it has not."""
+    """What is needed of a model's vocabulary; None and -1 both stand for a token that it has not."""
 
     @property
-    def n_tokens(self) -> int: ...
+    def bos(self) -> int | None: ...
     @property
-    def bos(self) -> int: ...
-    @property
-    def eos(self) -> int: ...
+    def eos(self) -> int | None: ...
     def tokenize(
         self, text: str, /, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]: ...
@@ -53,44 +51,37 @@ def chat_tokens(
     return _not_empty(tokens, vocab, "messages")
 
 
-def completion_tokens(prompt: Prompt, vocab: Vocabulary, *, param: str = "prompt") -> list[int]:
+def completion_tokens(prompt: Prompt, vocab: Vocabulary) -> list[int]:
     """The tokens of a prompt, which may come as tokens already; raises RequestError."""
     if isinstance(prompt, str):
-        return _not_empty(vocab.tokenize(prompt, add_special=True, parse_special=True), vocab, param)
-    return _checked(prompt, vocab, param)
+        return _not_empty(vocab.tokenize(prompt, add_special=True, parse_special=True), vocab, "prompt")
+    if not prompt:
+        raise RequestError("prompt is empty: give it at least one token", param="prompt")
+    return list(prompt)
 
 
-def embedding_tokens(text: Prompt, vocab: Vocabulary, *, param: str = "input") -> list[int]:
+def embedding_tokens(text: Prompt, vocab: Vocabulary) -> list[int]:
     """The tokens of a text to be embedded; raises RequestError where there are none."""
-    if not isinstance(text, str):
-        return _checked(text, vocab, param)
-    tokens = vocab.tokenize(text, add_special=True, parse_special=False)
+    tokens = (
+        vocab.tokenize(text, add_special=True, parse_special=False) if isinstance(text, str) else list(text)
+    )
     if not tokens:
-        raise RequestError(f"{param} is empty: give it text", param=param)
+        raise RequestError("input is empty: give it text", param="input")
     return tokens
-
-
-def _checked(tokens: Sequence[int], vocab: Vocabulary, param: str) -> list[int]:
-    if not tokens:
-        raise RequestError(f"{param} is empty: give it at least one token", param=param)
-    for token in (min(tokens), max(tokens)):
-        if not 0 <= token < vocab.n_tokens:
-            raise RequestError(
-                f"{param}: token {token} is not in the vocabulary of {vocab.n_tokens}", param=param
-            )
-    return list(tokens)
 
 
 def _not_empty(tokens: list[int], vocab: Vocabulary, param: str) -> list[int]:
     if tokens:
         return tokens
-    if vocab.bos < 0:
+    if vocab.bos is None or vocab.bos < 0:
         raise RequestError(f"{param} is empty: the model needs some text to go on from", param=param)
     return [vocab.bos]
 
 
-def _piece(vocab: Vocabulary, token: int) -> str:
-    return vocab.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+def _piece(vocab: Vocabulary, token: int | None) -> str:
+    if token is None or token < 0:
+        return ""
+    return vocab.piece(token, special=True).decode("utf-8", "replace")
 
 
 def _knows_chatml(entry: ModelEntry, vocab: Vocabulary) -> bool:

@@ -311,7 +311,8 @@ async def test_embeddings(service: Service, manager: FakeManager) -> None:
     [
         (EmbeddingRequest("vectors", ("a",), dimensions=9), "dimensions is 9 and the model's vectors have 8"),
         (EmbeddingRequest("vectors", ((),)), "input is empty"),
-        (EmbeddingRequest("vectors", ("x" * 600,)), "601 tokens"),
+        (EmbeddingRequest("vectors", ("x" * 600,)), "tokens"),
+        (EmbeddingRequest("vectors", ((9999,),)), "token 9999 is not in the vocabulary"),
     ],
 )
 async def test_embeddings_that_cannot_be(

@@ -33,8 +33,33 @@ ws     ::= | " " | "\n" [ \t]{0,20}
 """
 
 
+def response_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The schema of an answer, ``{}`` for any JSON object, None for free text; raises RequestError."""
+    param = "response_format"
+    if response_format is None:
+        return None
+    match response_format.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            schema = response_format.get("schema", {})
+        case "json_schema":
+            inner = response_format.get("json_schema")
+            schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
+            param = "response_format.json_schema.schema"
+        case kind:
+            raise RequestError(
+                f"response_format.type must be text, json_object or json_schema, not {kind!r}", param=param
+            )
+    if not isinstance(schema, Mapping):
+        raise RequestError(f"{param} must be an object", param=param)
+    return schema
+
+
 def schema_grammar(schema: Mapping[str, Any], *, param: str = "response_format") -> str:
-    """GBNF for texts that fit a JSON schema; raises RequestError for one that cannot be held to."""
+    """GBNF for texts that fit a JSON schema, any object for ``{}``; raises RequestError for odd schemas."""
+    if not schema:
+        return JSON_OBJECT
     if "$ref" in schema:
         # The converter looks below a node or at its reference, never both, and the definitions are below.
         schema = {
