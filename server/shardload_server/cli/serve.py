@@ -120,16 +120,12 @@ def serve(options: ServeOptions, *, debug: bool = False) -> None:
 
 def announce(config: Config, catalog: Catalog, port: int) -> None:
     """Say what is served, where, and how to ask it something."""
+    from shardload.library.budget import budget_bytes
+
     out = console.stdout()
     out.print(model_table(catalog))
-    budget = config.memory.budget
     url = base_url(config.server.host, port)
-    room = (
-        f"{format_bytes(budget)} of memory for models"
-        if budget
-        else "80 % of the available memory for models"
-    )
-    out.print(f"\n{room}; open models leave when their room is needed")
+    out.print(f"\nmodels share {format_bytes(budget_bytes(config))} of memory")
     out.print(f"Serving on {url}   (Ctrl-C stops it)\n", style="bold")
     keyed = bool(config.server.api_keys or config.server.api_key_file)
     for line in curl_lines(url, catalog.entries(), keyed=keyed):
@@ -172,13 +168,13 @@ def _endpoint(entry: ModelEntry) -> str:
 
 def _body(entry: ModelEntry) -> dict[str, object]:
     if "chat" in entry.capabilities:
-        return {"model": entry.name, "messages": [{"role": "user", "content": "Hello, who are you?"}]}
+        return {"model": entry.name, "messages": [{"role": "user", "content": "Who are you?"}]}
     return {"model": entry.name, "prompt": "Once upon a time", "max_tokens": 64}
 
 
 def _curl(url: str, key: str, body: dict[str, object]) -> str:
-    text = json.dumps(body).replace("'", "'\\''")
-    return f"curl {url}{key} -H 'Content-Type: application/json' \\\n  -d '{text}'"
+    text = json.dumps(body, separators=(",", ":")).replace("'", "'\\''")
+    return f"curl {url}{key} \\\n  -H 'Content-Type: application/json' \\\n  -d '{text}'"
 
 
 def check_config(path: Path) -> None:
