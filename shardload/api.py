@@ -34,8 +34,11 @@ class Manager:
     of threads may generate at once.
 
     >>> with shardload.Manager([models], budget="2GiB") as manager:
-    ...     for name in manager.models:
-    ...         print(name)
+    ...     manager.models
+    ...     answer = manager.chat("pirate", "Hello!", temperature=0)
+    ('embed', 'fable', 'pirate')
+    >>> answer.finish_reason
+    'stop'
     """
 
     def __init__(
@@ -249,8 +252,11 @@ def open(  # noqa: A001
     answers at once, ``threads`` those that compute. Raises GGUFError, ConfigError and ModelUnavailable.
 
     >>> with shardload.open(path) as model:
-    ...     for piece in model.generate("Once upon a time", stream=True, max_tokens=8, temperature=0):
-    ...         print(piece, end="")
+    ...     for piece in model.generate("Once upon a time there", stream=True, max_tokens=3, temperature=0):
+    ...         print(repr(piece))
+    ' was'
+    ' a'
+    ...
     """
     if Path(path).is_dir():
         raise NotGGUF(path, "is a folder: shardload.Manager serves all models of one")

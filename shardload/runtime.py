@@ -80,7 +80,7 @@ class Runtime:
         thread.start()
         try:
             self._portal, self.parts = ready.result()
-        except BaseException:
+        except Exception:
             thread.join()
             raise
         self._close = weakref.finalize(self, _stop, self._portal, thread)
@@ -153,16 +153,17 @@ async def _main(
     answers: set[Answer],
     ready: Future[tuple[BlockingPortal, Parts]],
 ) -> None:
-    try:
-        async with BlockingPortal() as portal, assemble(config) as parts:
-            ready.set_result((portal, parts))
-            await portal.sleep_until_stopped()
-            for answer in tuple(answers):
-                await answer.aclose()
-    except BaseException as error:
-        if ready.done():
-            raise
-        ready.set_exception(error)
+    async with BlockingPortal() as portal:
+        try:
+            async with assemble(config) as parts:
+                ready.set_result((portal, parts))
+                await portal.sleep_until_stopped()
+                for answer in tuple(answers):
+                    await answer.aclose()
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
 
 
 def _stop(portal: BlockingPortal, thread: threading.Thread) -> None:

@@ -59,8 +59,8 @@ class FakeCatalog:
     def entries(self) -> list[ModelEntry]:
         return self.found
 
-    def names(self) -> list[str]:
-        return [entry.name for entry in self.found]
+    def names(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.found)
 
 
 @dataclass

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+from service_fakes import FakeManager
+
+import shardload
+from shardload.errors import HandleClosed, ModelUnavailable
+
+Pair = tuple[shardload.Manager, FakeManager]
+
+
+def test_pieces_come_as_they_are_made(fake_models: Pair) -> None:
+    models, manager = fake_models
+    generation = models.generate("small", "Hi", stream=True, temperature=0)
+    pieces = iter(generation)
+    assert next(pieces) == "<"
+    assert generation.finish_reason is None
+    assert len(manager.leases) == 1
+    assert "".join(pieces) == "Hi>"
+    assert generation.finish_reason == "stop"
+    assert manager.leases == []
+    assert list(generation) == ["<", "H", "i", ">"]
+    assert generation.text == str(generation) == "<Hi>"
+    assert (generation.usage.prompt_tokens, generation.usage.completion_tokens) == (3, 4)
+    assert (generation.model, generation.rule) == ("small", "name")
+
+
+def test_the_whole_text_is_waited_for(fake_models: Pair) -> None:
+    models, manager = fake_models
+    generation = models.generate("small", "Hi", temperature=0, top_logprobs=0)
+    assert manager.leases == []
+    assert generation.text == "<Hi>"
+    assert [entry.text for entry in generation.logprobs] == ["<", "H", "i", ">"]
+    assert generation.finish is not None
+    assert generation.finish.timings.decode_seconds >= 0
+    assert repr(generation) == "<Generation by 'small': '<Hi>'>"
+
+
+def test_leaving_early_stops_it(fake_models: Pair) -> None:
+    models, manager = fake_models
+    manager.reply = lambda prompt: "x" * 400
+    with models.generate("small", "Hi", stream=True, temperature=0) as generation:
+        for piece in generation:
+            assert piece == "x"
+            break
+    assert manager.leases == []
+    assert list(generation) == ["x"]
+    assert generation.finish_reason is None
+    generation.close()
+
+
+def test_closing_the_models_ends_what_runs(fake_models: Pair) -> None:
+    models, manager = fake_models
+    generation = models.generate("small", "Hi", stream=True, temperature=0)
+    models.close()
+    assert manager.leases == []
+    with pytest.raises(HandleClosed):
+        list(generation)
+    generation.close()
+
+
+def test_a_model_taken_away_is_an_error(fake_models: Pair) -> None:
+    models, manager = fake_models
+    models.generate("small", "Hi")
+    runner, engine = manager.runners["small", "generate"], manager.engines["small", "generate"]
+    runner.gate.clear()
+    generation = models.generate("small", "Hi", stream=True)
+    gone = manager.lane.detach(engine)
+    runner.gate.set()
+    with pytest.raises(ModelUnavailable):
+        list(generation)
+    gone.result()
+    assert manager.leases == []
+
+
+def test_left_lying_is_told(fake_models: Pair) -> None:
+    models, _ = fake_models
+    generation = models.generate("small", "Hi", stream=True, temperature=0)
+    with pytest.warns(ResourceWarning, match="neither read to its end nor closed"):
+        generation.__del__()
+    generation.close()
+
+
+def test_threads_generate_at_once(fake_models: Pair) -> None:
+    models, manager = fake_models
+    texts: dict[int, str] = {}
+
+    def work(number: int) -> None:
+        texts[number] = models.generate("small", str(number), temperature=0).text
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == {number: f"<{number}>" for number in range(8)}
+    assert manager.leases == []

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from shardload.config import Config
+from shardload.errors import ConfigError, HandleClosed
+from shardload.runtime import Runtime
+
+
+@asynccontextmanager
+async def nothing(config: Config) -> AsyncIterator[Any]:
+    yield config
+
+
+@asynccontextmanager
+async def broken(config: Config) -> AsyncIterator[Any]:
+    raise ConfigError("no such folder")
+    yield
+
+
+def test_work_is_done_on_a_thread_of_its_own() -> None:
+    runtime = Runtime(Config(), nothing)
+
+    async def thread() -> int:
+        return threading.get_ident()
+
+    assert runtime.call(thread) == runtime.call(threading.get_ident) != threading.get_ident()
+    runtime.close()
+    runtime.close()
+    assert runtime.closed
+    with pytest.raises(HandleClosed):
+        runtime.call(thread)
+
+
+def test_errors_of_the_parts_come_out() -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        Runtime(Config(), broken)
+
+
+def test_forgetting_to_close_is_told() -> None:
+    runtime = Runtime(Config(), nothing)
+    with pytest.warns(ResourceWarning, match="never closed"):
+        runtime.__del__()
+    runtime.close()
+
+
+FORGETFUL = """
+from contextlib import asynccontextmanager
+from shardload.config import Config
+from shardload.runtime import Runtime
+
+@asynccontextmanager
+async def parts(config):
+    try:
+        yield config
+    finally:
+        print("taken apart")
+
+runtime = Runtime(Config(), parts)
+print("end")
+"""
+
+
+def test_a_program_that_forgets_to_close_still_ends_in_order() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split("\n") == ["end", "taken apart", ""]
