@@ -77,6 +77,15 @@ def test_a_port_in_use(invoke: Invoke, model_file: Path) -> None:
     assert "cannot listen on 127.0.0.1" in result.stderr
 
 
+def test_a_server_that_does_not_start_is_a_failure(
+    invoke: Invoke, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardload_server.runner.serve", lambda *_, **__: None)
+    result = invoke("serve", model_file)
+    assert result.exit_code == 1
+    assert "did not start" in result.stderr
+
+
 def test_the_announcement(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(files=(str(model_file),))
     announce(config, Catalog.from_config(config), 4321)
