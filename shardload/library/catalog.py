@@ -36,17 +36,39 @@ class _State:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Another file for a name, read and ready to be served."""
+
+    name: str
+    facts: FileFacts
+    entry: ModelEntry
+    """What the name will stand for."""
+    stays: bool
+    """Whether a rescan keeps it."""
+
+
 class Catalog:
     """Every model by name. Reads headers only; changed by its owner alone, on one thread."""
 
-    def __init__(self, config: Config) -> None:
-        self._replaced: dict[str, Path] = {}
-        self._state = _build(config, {}, {})
-        self._report_problems()
+    def __init__(
+        self, config: Config, keep: Mapping[str, Path] | None = None, *, earlier: Catalog | None = None
+    ) -> None:
+        """Scan the folders and read the headers, but for those that an earlier catalog has read.
+
+        Names in ``keep`` have the file given there. Raises ConfigError where names or bases contradict.
+        """
+        files = earlier._state.files.values() if earlier is not None else ()
+        self.version = 0
+        """Changes with everything that a name stands for."""
+        self._state: _State = _build(config, {facts.path: facts for facts in files}, keep or {})
+        self._replaced = {name: path for name, path in (keep or {}).items() if name in self._state.files}
+        for name, error in self._state.broken.items():
+            logger.warning("cannot serve %s: %s", name, error)
 
     @classmethod
     def from_config(cls, config: Config) -> Catalog:
-        """Scan the folders and read the headers; raises ConfigError where names or bases contradict."""
+        """The catalog of a configuration; raises ConfigError."""
         return cls(config)
 
     @property
@@ -91,46 +113,52 @@ class Catalog:
         folders = [Path(text) for text in (*config.folders, *config.files)]
         return any(folder.is_dir() and real.is_relative_to(folder.resolve()) for folder in folders)
 
-    def candidate(self, name: str, path: Path | None = None) -> ModelEntry:
-        """What `replace` would make of a name; changes nothing."""
-        name, facts = self._read(name, path)
-        return self._derived({**self._state.files, name: facts}).entries[name]
-
-    def replace(self, name: str, path: Path | None = None) -> ModelEntry:
-        """Give a name another file, or (None) its own one as it is now; virtual models on it follow.
+    def prepare(self, name: str, path: Path | None = None) -> Replacement:
+        """Read another file for a name, or (None) its own as it is now; changes nothing, on any thread.
 
         Raises ModelNotFound, RequestError for a path outside the served folders or a virtual name, and a
-        GGUFError for a file that is no servable model; nothing has changed then.
+        GGUFError for a file that is no servable model.
         """
         name, facts = self._read(name, path)
-        self._state = self._derived({**self._state.files, name: facts})
-        if path is not None:
-            self._replaced[name] = facts.path
+        entry = self._derived({**self._state.files, name: facts}).entries[name]
+        return Replacement(name, facts, entry, stays=path is not None)
+
+    def commit(self, replacement: Replacement) -> ModelEntry:
+        """Give a name the file that was prepared; virtual models on it follow."""
+        name = replacement.name
+        self._set(self._derived({**self._state.files, name: replacement.facts}))
+        if replacement.stays:
+            self._replaced[name] = replacement.facts.path
         return self._state.entries[name]
 
-    def dependents(self, name: str) -> tuple[str, ...]:
-        """A name and every virtual model on its file."""
-        root = self._root(self.get(name).name)
-        return tuple(other for other in self._state.entries if self._root(other) == root)
+    def replace(self, name: str, path: Path | None = None) -> ModelEntry:
+        """`prepare` and `commit`; nothing has changed when it raises."""
+        return self.commit(self.prepare(name, path))
 
-    def rescan(self) -> None:
-        """Look at the folders again; names that were given another file keep it."""
-        self.reconfigure(self._state.config, keep=self._replaced)
-
-    def reconfigure(self, config: Config, *, keep: Mapping[str, Path] | None = None) -> None:
-        """Take over another configuration; names in ``keep`` stay with the file given there.
-
-        Raises ConfigError; nothing has changed then.
-        """
-        kept = dict(keep or {})
-        self._state = _build(config, {facts.path: facts for facts in self._state.files.values()}, kept)
-        self._replaced = {name: path for name, path in kept.items() if name in self._state.files}
-        self._report_problems()
-
-    def _root(self, name: str) -> str:
+    def root(self, name: str) -> str:
+        """The name with a file of its own that a name is, or stands on."""
+        name = self.get(name).name
         while (base := self._state.entries[name].base) is not None:
             name = base
         return name
+
+    def dependents(self, name: str) -> tuple[str, ...]:
+        """A name and every virtual model on its file."""
+        root = self.root(name)
+        return tuple(other for other in self._state.entries if self.root(other) == root)
+
+    def rescan(self) -> None:
+        """Look at the folders again; names that were given another file keep it."""
+        self.adopt(Catalog(self._state.config, self._replaced, earlier=self))
+
+    def adopt(self, other: Catalog) -> None:
+        """Become what another catalog is."""
+        self._replaced = other._replaced
+        self._set(other._state)
+
+    def _set(self, state: _State) -> None:
+        self._state = state
+        self.version += 1
 
     def _read(self, name: str, path: Path | None) -> tuple[str, FileFacts]:
         state = self._state
@@ -150,10 +178,6 @@ class Catalog:
     def _derived(self, files: Mapping[str, FileFacts]) -> _State:
         broken = {name: error for name, error in self._state.broken.items() if name not in files}
         return _derive(self._state.config, dict(sorted(files.items())), broken)
-
-    def _report_problems(self) -> None:
-        for name, error in self._state.broken.items():
-            logger.warning("cannot serve %s: %s", name, error)
 
 
 def _build(config: Config, known: Mapping[Path, FileFacts], keep: Mapping[str, Path]) -> _State:

@@ -90,9 +90,18 @@ def kv_bytes(shape: MemoryShape, ctx_tokens: int, slots: int = 1) -> int:
     return shape.kv_bytes_per_token * cells + shape.state_bytes_per_slot * slots
 
 
-def compute_bytes(shape: MemoryShape, ctx_tokens: int, slots: int = 1, *, batch_tokens: int = 512) -> int:
-    """Bytes of the buffers for intermediate results and logits; an estimate, corrected after the open."""
-    rows = min(batch_tokens, MAX_MICRO_BATCH_TOKENS, ctx_tokens)
+def compute_bytes(
+    shape: MemoryShape, ctx_tokens: int, slots: int = 1, *, batch_tokens: int = 512, whole_batch: bool = False
+) -> int:
+    """Bytes of the buffers for intermediate results and logits; an estimate, corrected after the open.
+
+    ``whole_batch`` stands for contexts that compute each batch in one piece, as those for embeddings do.
+    """
+    rows = (
+        min(batch_tokens, ctx_tokens)
+        if whole_batch
+        else min(batch_tokens, MAX_MICRO_BATCH_TOKENS, ctx_tokens)
+    )
     activations = F32_BYTES * rows * (5 * shape.embedding_length + 2 * shape.feed_forward_length)
     mask = (F32_BYTES + F16_BYTES) * rows * ctx_tokens
     logits = 2 * F32_BYTES * slots * shape.vocabulary_tokens
@@ -104,13 +113,17 @@ def vocabulary_bytes(shape: MemoryShape) -> int:
     return TOKEN_BYTES * shape.vocabulary_tokens + MERGE_BYTES * shape.merges
 
 
-def predict(shape: MemoryShape, ctx_tokens: int, slots: int, *, batch_tokens: int = 512) -> Prediction:
+def predict(
+    shape: MemoryShape, ctx_tokens: int, slots: int, *, batch_tokens: int = 512, whole_batch: bool = False
+) -> Prediction:
     """Predict what a model takes with one context."""
     return Prediction(
         weights_bytes=shape.weights_bytes,
         vocabulary_bytes=vocabulary_bytes(shape),
         kv_bytes=kv_bytes(shape, ctx_tokens, slots),
-        compute_bytes=compute_bytes(shape, ctx_tokens, slots, batch_tokens=batch_tokens),
+        compute_bytes=compute_bytes(
+            shape, ctx_tokens, slots, batch_tokens=batch_tokens, whole_batch=whole_batch
+        ),
     )
 
 

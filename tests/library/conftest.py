@@ -1,53 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
+import anyio
 import pytest
+from fake_library import ONE_MODEL, FakeClock, FakeOpener, Library, OpenLibrary, write_model
+
+from shardload.config import parse_config
+from shardload.library.catalog import Catalog
+from shardload.library.manager import Manager
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def write_model(path: Path, *, architecture: str = "llama", blocks: int = 2, **values: Any) -> Path:
-    """Write a header like a small model's, with ``values`` over the defaults; ``__`` stands for dots."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, architecture)
-    numbers = {
-        "context_length": 512,
-        "embedding_length": 64,
-        "block_count": blocks,
-        "feed_forward_length": 128,
-        "attention.head_count": 4,
-        "attention.head_count_kv": 2,
-    }
-    keys = {f"{architecture}.{key}": value for key, value in numbers.items()}
-    keys |= {key.replace("__", "."): value for key, value in values.items()}
-    for key, value in keys.items():
-        _add(writer, key, value)
-    writer.add_token_list(["a", "b", "c"])
-    writer.add_tensor("token_embd.weight", np.zeros((3, 64), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, Sequence):
-        writer.add_array(key, value)
 
 
 @pytest.fixture
@@ -58,3 +27,38 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         return write_model(tmp_path / name, **values)
 
     return make
+
+
+@pytest.fixture
+def open_library(tmp_path: Path) -> OpenLibrary:
+    """Open a manager over models of one size each; ``budget`` counts such models unless it is large."""
+
+    @asynccontextmanager
+    async def open_it(
+        names: str = "abc",
+        *,
+        budget: float = 10,
+        text: str = "",
+        opener: Callable[..., Any] = FakeOpener,
+        **options: Any,
+    ) -> AsyncIterator[Library]:
+        for name in names.split() if " " in names else names:
+            write_model(tmp_path / f"{name}.gguf")
+        catalog = Catalog.from_config(parse_config(f"folders = ['.']\n{text}", tmp_path / "x.toml"))
+        clock = FakeClock()
+        fake = FakeOpener(clock)
+        budget_bytes = int(budget * ONE_MODEL)
+        async with anyio.create_task_group() as tasks:
+            manager = Manager(catalog, fake, budget_bytes=budget_bytes, clock=clock, **options)
+            async with manager:
+                library = Library(tmp_path, catalog, manager, fake, clock, tasks)
+                try:
+                    yield library
+                finally:
+                    for lease in library.leases:
+                        lease.release()
+            assert not fake.models, "weights left open"
+            assert not fake.engines, "contexts left open"
+            assert fake.open_bytes == 0
+
+    return open_it

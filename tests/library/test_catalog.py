@@ -199,7 +199,7 @@ def test_allowed(tmp_path: Path, make_model: Make) -> None:
 def test_replace(tmp_path: Path, make_model: Make) -> None:
     old, new = make_model("a.gguf"), make_model("later/b.gguf", llama__context_length=300)
     models = catalog(tmp_path, "[models.v]\nbase = 'a'")
-    assert models.candidate("a", new).path == new
+    assert models.prepare("a", new).entry.path == new
     assert models.get("a").path == old
     assert models.replace("a", new).ctx_tokens == 300
     assert (models.get("a").path, models.get("v").path) == (new, new)
@@ -226,15 +226,23 @@ def test_replace_reads_the_own_file_again(tmp_path: Path, make_model: Make) -> N
     assert models.replace("a").context_length == 1000
 
 
-def test_rescan_and_reconfigure(tmp_path: Path, make_model: Make) -> None:
+def test_rescan_and_adopt(tmp_path: Path, make_model: Make) -> None:
     make_model("a.gguf")
     models = catalog(tmp_path)
     make_model("b.gguf")
     models.rescan()
     assert models.names() == ("a", "b")
-    before = models.get("a")
-    with pytest.raises(ConfigError):
-        models.reconfigure(parse_config("models.q.base = 'q'", tmp_path / "x.toml"))
-    assert models.get("a") is before
-    models.reconfigure(parse_config("files = ['b.gguf']", tmp_path / "x.toml"))
+    version = models.version
+    models.adopt(Catalog(parse_config("files = ['b.gguf']", tmp_path / "x.toml")))
     assert models.names() == ("b",)
+    assert models.version > version
+
+
+def test_kept_files(tmp_path: Path, make_model: Make) -> None:
+    make_model("a.gguf")
+    other = make_model("elsewhere/other.gguf")
+    models = Catalog(parse_config("files = ['a.gguf']", tmp_path / "x.toml"), {"a": other, "gone": other})
+    assert models.names() == ("a",)
+    assert models.get("a").path == other
+    models.rescan()
+    assert models.get("a").path == other

@@ -1,0 +1,446 @@
+"""The models that are open: who holds them, who waits for them, and who leaves for whom.
+
+All state lives in a `Ledger` and is touched on one event loop only. Each change is a synchronous step; what
+takes time (opening, closing, measuring) runs beside it and comes back with another such step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from shardload.config import Config
+from shardload.errors import (
+    OpenFailed,
+    Overloaded,
+    ShardloadError,
+    ShuttingDown,
+)
+from shardload.library.admission import Turn, renamed
+from shardload.library.alarm import Alarm
+from shardload.library.budget import budget_bytes as configured_budget_bytes
+from shardload.library.catalog import Catalog
+from shardload.library.effects import Effects
+from shardload.library.entry import Kind, ModelEntry
+from shardload.library.lease import Lease, OpenProgress
+from shardload.library.ledger import Instance, Ledger, ServedKey, Waiter, Weights, served_key
+from shardload.library.names import Names
+from shardload.library.opener import InstanceHandle, Opener
+from shardload.library.replacement import Replacements
+from shardload.library.status import ModelCounters, ModelStatus, model_status
+
+__all__ = ["Lease", "Manager", "ModelStatus", "OpenProgress"]
+
+MEASURE_SECONDS = 1.0
+"""How long a measurement is believed."""
+RETRY_AFTER_SECONDS = (1.0, 60.0)
+AVERAGE_WEIGHT = 0.2
+
+logger = logging.getLogger("shardload.library")
+
+
+class Manager:
+    """Opens models on demand within a budget and lends them out; an async context manager.
+
+    Everything belongs to the event loop that entered it. The opener is borrowed.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        opener: Opener,
+        *,
+        budget_bytes: int | Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+        queue_limit: int = 64,
+        keep_alive_seconds: float = 300.0,
+        min_residency_seconds: float = 5.0,
+        max_wait_seconds: float = 10.0,
+    ) -> None:
+        """Set the defaults.
+
+        A model that took long to open is not sent away for as long again, at most ``min_residency_seconds``.
+        After ``max_wait_seconds`` in the queue nobody passes a request any more.
+        """
+        self.catalog = catalog
+        self._budget, self._clock = budget_bytes, clock
+        self.queue_limit, self._keep_alive_seconds = queue_limit, keep_alive_seconds
+        self._min_residency_seconds, self._max_wait_seconds = min_residency_seconds, max_wait_seconds
+        self._ledger, self._opener = Ledger(), opener
+        self._effects = Effects(self._ledger, opener, clock, self)
+        self._replacements = Replacements(catalog, self)
+        self._names = Names(catalog)
+        self._counters: dict[str, ModelCounters] = {}
+        self._tasks: TaskGroup | None = None
+        self._closing = self._measuring = False
+        self._changed = anyio.Event()
+        self._alarm = Alarm(clock)
+
+    @classmethod
+    def from_config(cls, catalog: Catalog, opener: Opener, config: Config) -> Self:
+        """A manager with the budget, queue and keep-alive of a configuration."""
+        return cls(
+            catalog,
+            opener,
+            budget_bytes=configured_budget_bytes(config),
+            queue_limit=config.engine.queue,
+            keep_alive_seconds=config.engine.keep_alive,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._tasks.start_soon(self._keep_time)
+        for entry in self.catalog.entries():
+            if entry.preload:
+                self._tasks.start_soon(self._preload, entry.name)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> bool | None:
+        tasks = self._tasks
+        assert tasks is not None, "entered"
+        with anyio.CancelScope(shield=True):
+            await self.close()
+        self._tasks = None
+        tasks.cancel_scope.cancel()
+        return await tasks.__aexit__(kind, error, at)
+
+    # -- leases
+
+    async def lease(
+        self,
+        entry: ModelEntry,
+        *,
+        kind: Kind = "generate",
+        keep_alive_seconds: float | None = None,
+        progress: Callable[[OpenProgress], None] | None = None,
+    ) -> Lease:
+        """Hold a model open for a request, which waits here until the model is open and it is its turn.
+
+        The file is the one that the name stands for now. Raises ModelNotFound, OpenFailed,
+        InsufficientMemory (AllPinned), Overloaded and ShuttingDown.
+        """
+        self._check_running()
+        current = await self._replacements.current(entry.name)
+        return await self.obtain(current, kind, keep_alive_seconds=keep_alive_seconds, progress=progress)
+
+    async def obtain(
+        self,
+        entry: ModelEntry,
+        kind: Kind,
+        *,
+        keep_alive_seconds: float | None = None,
+        progress: Callable[[OpenProgress], None] | None = None,
+    ) -> Lease:
+        """`lease` for exactly this entry, whether or not the catalog has it."""
+        self._check_running()
+        default = self._keep_alive_seconds if entry.keep_alive_seconds is None else entry.keep_alive_seconds
+        instance = self._ledger.instance(entry, kind, self._opener.predict(entry, kind), default)
+        self._check_queue(instance, entry.name)
+        waiter = self._ledger.enqueue(instance, entry, self._clock(), keep_alive_seconds, progress)
+        self.turn()
+        if not waiter.done.is_set():
+            waiter.report("opening" if instance.state == "opening" else "waiting", 0.0)
+            try:
+                await waiter.done.wait()
+            except BaseException:
+                self._abandon(instance, waiter)
+                raise
+        if waiter.error is not None:
+            raise waiter.error
+        assert waiter.lease is not None, "a waiter ends with a lease or an error"
+        return waiter.lease
+
+    async def load(
+        self, name: str, *, pin: bool | None = None, keep_alive_seconds: float | None = None
+    ) -> None:
+        """Open a model as a request would, and pin or unpin it; raises what `lease` raises."""
+        entry = self.catalog.get(name)
+        lease = await self.lease(entry, kind=entry.kind, keep_alive_seconds=keep_alive_seconds)
+        if pin is not None:
+            self.pin(name, pin)
+        lease.release()
+
+    async def unload(self, name: str) -> None:
+        """Close a model as soon as its leases end, and wait for that; later requests open it anew.
+
+        Closes every context that the name stands for, also where other names share it.
+        """
+        key = served_key(self.catalog.get(name))
+        leaving = [i for i in self._ledger.served(key) if i.state in ("opening", "open", "closing")]
+        closed = [instance.closed for instance in leaving]
+        for instance in leaving:
+            if instance.state != "closing":
+                instance.leaves_when_idle = True
+        self.turn()
+        for event in closed:
+            await event.wait()
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Keep a model from being closed for others or for being idle, once it is open; or no longer."""
+        self._names.pin(name, pinned)
+        self.turn()
+
+    async def swap(self, name: str, path: Path) -> None:
+        """Give a name another file, after that has been opened: running leases finish on the old one.
+
+        Raises RequestError for a path outside the served folders, ModelNotFound, and OpenFailed or
+        InsufficientMemory for a file that does not open; nothing has changed then.
+        """
+        self._check_running()
+        await self._replacements.swap(name, path)
+
+    async def reconfigure(self, config: Config) -> None:
+        """Serve by another configuration. Raises ConfigError; nothing has changed then.
+
+        A name whose new file does not open keeps the old one. Threads and batch sizes stay as they are.
+        """
+        self._check_running()
+        await self._replacements.reconfigure(config)
+        self._names.take_configured_pins()
+        if config.memory.budget is not None:
+            self._budget = config.memory.budget
+        self.queue_limit, self._keep_alive_seconds = config.engine.queue, config.engine.keep_alive
+        self.turn()
+
+    def status(self) -> list[ModelStatus]:
+        """Every model of the catalog; what is resident is as of the last measurement, and one is begun."""
+        now = self._clock()
+        if not all(self._measured_lately(weights) for weights in self._ledger.weights.values()):
+            self._measure_soon()
+        return [
+            model_status(
+                entry,
+                list(self._ledger.served(served_key(entry))),
+                self._counters.get(entry.name) or ModelCounters(),
+                pinned=self._names.is_pinned(entry.name),
+                now=now,
+            )
+            for entry in self.catalog.entries()
+        ]
+
+    async def measure(self) -> None:
+        """Measure what is resident, for a `status` that is of now."""
+        await self._effects.measure()
+        self.turn()
+
+    async def close(self, deadline_seconds: float = 0.0) -> None:
+        """Refuse what waits, give leases the time until the deadline, then close everything. Idempotent."""
+        self._closing = True
+        for instance in list(self._ledger.instances.values()):
+            for waiter in self._ledger.dismiss_waiters(instance):
+                waiter.fail(ShuttingDown())
+            self._ledger.forget_unwanted(instance)
+        instances = self._ledger.instances
+        with anyio.move_on_after(deadline_seconds):
+            await self._until(lambda: not any(instance.leases for instance in instances.values()))
+        self._opener.give_up()
+        for instance in list(instances.values()):
+            if instance.state == "open":
+                self._close(instance, "shutting down", drop_pages=False)
+        self.turn()
+        await self._until(lambda: not self._ledger.instances and not self._ledger.weights)
+
+    # -- synchronous steps
+
+    def turn(self) -> None:
+        """Look at everything and begin what is to be done now."""
+        now = self._clock()
+        for instance in list(self._ledger.instances.values()):
+            self._settle(instance, now)
+        actions = Turn(
+            ledger=self._ledger,
+            now=now,
+            budget_bytes=self._budget() if callable(self._budget) else self._budget,
+            pinned=self._pinned(),
+            max_wait_seconds=self._max_wait_seconds,
+            min_residency_seconds=self._min_residency_seconds,
+            is_stale=lambda weights: not self._measured_lately(weights),
+        ).decide()
+        for instance, waiters in actions.grants:
+            self._grant(instance, waiters)
+        for waiters, error in actions.failures:
+            for waiter in waiters:
+                waiter.fail(renamed(error, waiter.entry.name))
+        for instance in actions.opens:
+            self._start(self._effects.open, instance)
+        for instance in actions.evictions:
+            self._count(instance.entry.name).evictions += 1
+            self._start(self._effects.close, instance, "evicted")
+        for weights in actions.unused:
+            self._start(self._effects.close_weights, weights)
+        if actions.measure:
+            self._measure_soon()
+        self._alarm.set(min(actions.next_at, self._next_expiry()))
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def opened(self, instance: Instance) -> None:
+        """Lend an instance that has just been opened to those who waited for it."""
+        counters = self._count(instance.entry.name)
+        counters.opens += 1
+        counters.open_seconds += instance.open_seconds
+        counters.error = None
+        self._grant(instance, self._ledger.take_waiters(instance))
+        self._measure_soon()
+        self.turn()
+
+    def open_failed(self, instance: Instance, waiters: tuple[Waiter, ...], reason: str) -> None:
+        """Tell those who waited; the next request tries again."""
+        counters = self._count(instance.entry.name)
+        counters.failed_opens += 1
+        counters.error = reason
+        for waiter in waiters:
+            waiter.fail(OpenFailed(waiter.entry.name, reason))
+        self.turn()
+
+    def progressed(self, instance: Instance, fraction: float) -> None:
+        """Tell those who wait for an opening instance."""
+        for waiter in instance.waiters:
+            waiter.report("opening", fraction)
+
+    def is_open(self, entry: ModelEntry) -> bool:
+        """Whether any context of this entry's file is open."""
+        return any(
+            instance.state == "open" and instance.key[0][0] == entry.file_key
+            for instance in self._ledger.instances.values()
+        )
+
+    def _grant(self, instance: Instance, waiters: tuple[Waiter, ...]) -> None:
+        now = self._clock()
+        weights, handle = instance.weights, instance.handle
+        if weights is None or weights.handle is None or handle is None:
+            raise AssertionError("a lease is granted on an open instance")
+        for waiter in waiters:
+            counters = self._count(waiter.entry.name)
+            counters.leases += 1
+            counters.queue_seconds += now - waiter.since
+            counters.last_used = now
+            if waiter.keep_alive_seconds is not None:
+                instance.keep_alive_seconds = waiter.keep_alive_seconds
+            waiter.lease = Lease(
+                waiter.entry,
+                weights.handle,
+                handle,
+                partial(self._release, instance, handle, waiter.entry.name, now),
+                queue_seconds=now - waiter.since,
+                load_seconds=instance.open_seconds if waiter.since <= instance.opened_at else 0.0,
+            )
+            waiter.done.set()
+
+    def _release(self, instance: Instance, handle: InstanceHandle, name: str, granted_at: float) -> None:
+        now = self._clock()
+        self._count(name).last_used = now
+        if instance.handle is not handle:
+            return  # closed under its leases, at the end
+        instance.lease_seconds += AVERAGE_WEIGHT * (now - granted_at - instance.lease_seconds)
+        self._ledger.release(instance, now)
+        self.turn()
+
+    def _abandon(self, instance: Instance, waiter: Waiter) -> None:
+        """Take a request out that does not wait any more; the open goes on for the others."""
+        if waiter.lease is not None:
+            waiter.lease.release()
+        elif waiter in instance.waiters:
+            instance.waiters.remove(waiter)
+            self._ledger.forget_unwanted(instance)
+            self.turn()
+
+    def _settle(self, instance: Instance, now: float) -> None:
+        """Close an idle instance that has no reason to stay."""
+        if not instance.idle:
+            return
+        if instance.leaves_when_idle:
+            self._close(instance, "unloaded", drop_pages=True)
+        elif instance.waiters:
+            return
+        elif self._closing:
+            self._close(instance, "shutting down", drop_pages=False)
+        elif not self._is_named(instance.key[0]):
+            self._close(instance, "no name stands for it any more", drop_pages=True)
+        elif self._names.pin_on(instance.key[0]) is None and instance.expires_at <= now:
+            self._close(instance, "idle", drop_pages=False)
+
+    def _is_named(self, key: ServedKey) -> bool:
+        return self._names.is_served(key) or self._replacements.expects(key)
+
+    def _close(self, instance: Instance, reason: str, *, drop_pages: bool) -> None:
+        self._ledger.begin_close(instance, drop_pages=drop_pages)
+        self._start(self._effects.close, instance, reason)
+
+    def _pinned(self) -> dict[Instance, str]:
+        """Pinned instances, but for those whose file is being replaced: they may leave for the new one."""
+        return {
+            instance: name
+            for instance in self._ledger.instances.values()
+            if instance.state in ("opening", "open")
+            and (name := self._names.pin_on(instance.key[0])) is not None
+            and not self._replacements.is_replacing(name)
+        }
+
+    def _next_expiry(self) -> float:
+        return min(
+            (
+                instance.expires_at
+                for instance in self._ledger.instances.values()
+                if instance.idle and self._names.pin_on(instance.key[0]) is None
+            ),
+            default=math.inf,
+        )
+
+    def _measured_lately(self, weights: Weights) -> bool:
+        return self._clock() - weights.measured_at <= MEASURE_SECONDS
+
+    def _measure_soon(self) -> None:
+        if not self._measuring:
+            self._measuring = True
+            self._start(self._measure)
+
+    async def _measure(self) -> None:
+        try:
+            await self._effects.measure()
+        finally:
+            self._measuring = False
+        self.turn()
+
+    def _check_running(self) -> None:
+        if self._closing or self._tasks is None:
+            raise ShuttingDown
+
+    def _check_queue(self, instance: Instance, name: str) -> None:
+        if instance.queued >= self.queue_limit:
+            shortest, longest = RETRY_AFTER_SECONDS
+            seconds = min(max(instance.queue_seconds, shortest), longest)
+            raise Overloaded(name, instance.queued, float(math.ceil(seconds)))
+
+    def _count(self, name: str) -> ModelCounters:
+        return self._counters.setdefault(name, ModelCounters())
+
+    def _start(self, effect: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        assert self._tasks is not None, "entered"
+        self._tasks.start_soon(effect, *arguments)
+
+    async def _preload(self, name: str) -> None:
+        try:
+            await self.load(name)
+        except ShardloadError as error:
+            logger.warning("%s was not preloaded: %s", name, error)
+
+    async def _keep_time(self) -> None:
+        while True:
+            await self._alarm.wait()
+            self.turn()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._changed.wait()

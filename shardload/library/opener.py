@@ -1,0 +1,231 @@
+"""Opening and closing of models: the protocol that the manager needs, and llama.cpp behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+import psutil
+
+from shardload import memory
+from shardload.errors import LoadFailed
+from shardload.library.entry import Kind, ModelEntry
+from shardload.library.estimate import Prediction, predict
+
+if TYPE_CHECKING:
+    from shardload.config import EngineConfig
+    from shardload.engine.lane import Engine, Lane
+    from shardload.llama import Context, Model
+
+T = TypeVar("T")
+Progress = Callable[[float], None]
+
+PROGRESS_STEP = 0.01
+
+logger = logging.getLogger("shardload.library")
+
+
+class VocabLike(Protocol):
+    """What the manager's users need of a vocabulary."""
+
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def eos(self) -> int | None: ...
+    @property
+    def add_bos(self) -> bool: ...
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
+    def piece(self, token: int, *, special: bool = False) -> bytes: ...
+    def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightsHandle:
+    """Open weights; ``private_bytes`` is the memory that they took beside their mapping."""
+
+    vocab: VocabLike
+    private_bytes: int
+    model: Any = None
+    """The opener's own."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InstanceHandle:
+    """An open context, attached to the lane."""
+
+    engine: Engine
+    ctx_tokens: int
+    kv_bytes: int
+    private_bytes: int
+    """KV cache and compute buffers."""
+    runner: Any = None
+    """The opener's own."""
+
+
+class Opener(Protocol):
+    """Opens and closes for the manager; every method is called on the event loop and takes its own time."""
+
+    def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
+        """What `open_weights` and `open_instance` will take; reads nothing."""
+        ...
+
+    async def open_weights(self, entry: ModelEntry, progress: Progress) -> WeightsHandle:
+        """Open a model's file. ``progress`` is called on the event loop. Raises LoadFailed or OSError."""
+        ...
+
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+        """Make a context. Raises LoadFailed."""
+        ...
+
+    async def close_instance(self, instance: InstanceHandle) -> None:
+        """Close a context; what still runs on it fails with ModelUnavailable."""
+        ...
+
+    async def close_weights(self, weights: WeightsHandle, *, drop_pages: bool) -> None:
+        """Close weights without contexts; with ``drop_pages`` their pages leave memory too."""
+        ...
+
+    async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
+        """Measure how much of each file is in memory; None where the system does not tell."""
+        ...
+
+    def give_up(self) -> None:
+        """Let running and later opens fail soon: the process is ending. On any thread."""
+        ...
+
+
+class LlamaOpener:
+    """Opens with llama.cpp, one at a time, on a thread beside the event loop; computes nothing there."""
+
+    def __init__(self, lane: Lane, settings: EngineConfig) -> None:
+        """``settings`` give threads, batch size and GPU layers; the lane is borrowed."""
+        self._lane, self._settings = lane, settings
+        self._limiter = anyio.CapacityLimiter(1)
+        self._giving_up = threading.Event()
+        self._threads = settings.threads or available_cores()
+
+    def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
+        """What opening the entry will take."""
+        batch_tokens = self._batch_tokens(entry, kind)
+        return predict(
+            entry.memory,
+            entry.ctx_tokens,
+            entry.slots,
+            batch_tokens=batch_tokens,
+            whole_batch=kind == "embed",
+        )
+
+    def give_up(self) -> None:
+        """Abort the load that is running, and let later ones fail."""
+        self._giving_up.set()
+
+    async def open_weights(self, entry: ModelEntry, progress: Progress) -> WeightsHandle:
+        """Map the file; nothing of the weights is read."""
+        report = _Reporter(asyncio.get_running_loop(), progress, self._giving_up)
+        return await self._in_thread(lambda: self._open_weights(entry, report))
+
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+        """Reserve the KV cache and attach the context to the lane."""
+        return await self._in_thread(lambda: self._open_instance(weights.model, entry, kind))
+
+    async def close_instance(self, instance: InstanceHandle) -> None:
+        """Detach from the lane, wait until no step touches the context, and free it."""
+        with anyio.CancelScope(shield=True):
+            await asyncio.wrap_future(self._lane.detach(instance.engine))
+            await self._in_thread(instance.runner.close)
+
+    async def close_weights(self, weights: WeightsHandle, *, drop_pages: bool) -> None:
+        """Unmap the file. Pages are dropped before, while they are mapped, and from the page cache after."""
+        await self._in_thread(lambda: _close_weights(weights.model, drop_pages=drop_pages))
+
+    async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
+        """Ask the kernel for each mapping."""
+        return await self._in_thread(lambda: [handle.model.resident_bytes() for handle in weights])
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+    def _batch_tokens(self, entry: ModelEntry, kind: Kind) -> int:
+        # A text is pooled in one batch: what the context holds must fit it.
+        return entry.ctx_tokens if kind == "embed" else min(self._settings.batch, entry.ctx_tokens)
+
+    def _open_weights(self, entry: ModelEntry, report: _Reporter) -> WeightsHandle:
+        from shardload.llama import Model, ModelParams
+
+        if self._giving_up.is_set():
+            raise LoadFailed(str(entry.path), "the process is ending")
+        before = memory.process_memory().anonymous_bytes
+        model = Model.open(entry.paths, ModelParams(gpu_layers=self._settings.gpu_layers), report)
+        grown_bytes = memory.process_memory().anonymous_bytes - before
+        return WeightsHandle(vocab=model.vocab, private_bytes=max(grown_bytes, 0), model=model)
+
+    def _open_instance(self, model: Model, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+        from shardload.llama import Context, ContextParams
+
+        context: Context = Context(
+            model,
+            ContextParams(
+                ctx_tokens=entry.ctx_tokens,
+                slots=entry.slots,
+                batch_tokens=self._batch_tokens(entry, kind),
+                threads=self._threads,
+                threads_batch=self._threads,
+                embeddings=kind == "embed",
+                pooling="mean" if kind == "embed" and model.pooling is None else None,
+            ),
+        )
+        try:
+            engine = self._lane.attach(context, name=entry.name)
+        except BaseException:
+            context.close()
+            raise
+        kv_bytes = int(context.kv_bytes)
+        return InstanceHandle(
+            engine=engine,
+            ctx_tokens=context.ctx_tokens,
+            kv_bytes=kv_bytes,
+            private_bytes=kv_bytes + int(context.compute_bytes),
+            runner=context,
+        )
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use; computing on both threads of a core gains nothing."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def _close_weights(model: Model, *, drop_pages: bool) -> None:
+    paths = model.paths
+    if drop_pages:
+        model.page_out()
+    model.close()
+    if drop_pages:
+        for path in paths:
+            memory.drop_file_cache(path)
+
+
+class _Reporter:
+    """Carries progress from the opener's thread to the event loop, one step per percent."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, progress: Progress, giving_up: threading.Event
+    ) -> None:
+        self._loop, self._progress, self._giving_up = loop, progress, giving_up
+        self._reported = -1.0
+
+    def __call__(self, done: float) -> bool:
+        if self._giving_up.is_set():
+            return False
+        if done >= 1.0 or done - self._reported >= PROGRESS_STEP:
+            self._reported = done
+            self._loop.call_soon_threadsafe(self._progress, done)
+        return True

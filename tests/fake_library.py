@@ -1,0 +1,272 @@
+"""Stands in for llama.cpp in the tests of the library, and holds what they move: files, clock, requests.
+
+``from fake_library import Library`` works in every test file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import gguf
+import numpy as np
+from fakes import FakeVocab
+
+from shardload.errors import LoadFailed
+from shardload.library.catalog import Catalog
+from shardload.library.entry import Kind, ModelEntry
+from shardload.library.estimate import Prediction
+from shardload.library.lease import Lease
+from shardload.library.manager import Manager
+from shardload.library.opener import InstanceHandle, Progress, WeightsHandle
+from shardload.library.status import ModelStatus
+
+WEIGHTS_BYTES = 100
+VOCABULARY_BYTES = 10
+KV_BYTES = 15
+COMPUTE_BYTES = 5
+ONE_MODEL = WEIGHTS_BYTES + VOCABULARY_BYTES + KV_BYTES + COMPUTE_BYTES
+
+
+def write_model(path: Path, *, architecture: str = "llama", blocks: int = 2, **values: Any) -> Path:
+    """Write a header like a small model's, with ``values`` over the defaults; ``__`` stands for dots."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(path, architecture)
+    numbers = {
+        "context_length": 512,
+        "embedding_length": 64,
+        "block_count": blocks,
+        "feed_forward_length": 128,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+    }
+    keys = {f"{architecture}.{key}": value for key, value in numbers.items()}
+    keys |= {key.replace("__", "."): value for key, value in values.items()}
+    for key, value in keys.items():
+        _add(writer, key, value)
+    writer.add_token_list(["a", "b", "c"])
+    writer.add_tensor("token_embd.weight", np.zeros((3, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, Sequence):
+        writer.add_array(key, value)
+
+
+class FakeClock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(eq=False)
+class FakeEngine:
+    """Tells which file it computes, and whether somebody may still use it."""
+
+    path: Path
+    kind: Kind
+    closed: bool = False
+
+
+@dataclass(eq=False)
+class FakeModel:
+    entry: ModelEntry
+    bytes: int
+    closed: bool = False
+
+
+class FakeOpener:
+    """Opens at once, unless a file is held or fails; keeps account of everything that is open."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.sizes: dict[str, int] = {}
+        self.resident: dict[str, int] = {}
+        self.failures: dict[str, Exception] = {}
+        self.context_failures: dict[str, Exception] = {}
+        self.extra_private_bytes = 0
+        self.open_seconds = 0.0
+        self.models: list[FakeModel] = []
+        self.engines: list[FakeEngine] = []
+        self.opens: Counter[str] = Counter()
+        self.closes: list[tuple[str, bool]] = []
+        self.measurements = 0
+        self.private_bytes = 0
+        self.given_up = False
+        self._held: dict[str, anyio.Event] = {}
+        self._held_closes: dict[str, anyio.Event] = {}
+
+    def hold(self, name: str) -> Callable[[], None]:
+        """Let the open of a file wait; calling the result lets it go on."""
+        return self._held.setdefault(name, anyio.Event()).set
+
+    def hold_close(self, name: str) -> Callable[[], None]:
+        return self._held_closes.setdefault(name, anyio.Event()).set
+
+    @property
+    def open_bytes(self) -> int:
+        return sum(model.bytes for model in self.models) + self.private_bytes
+
+    def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
+        size = self.sizes.get(entry.path.stem, WEIGHTS_BYTES)
+        return Prediction(size, VOCABULARY_BYTES, KV_BYTES, COMPUTE_BYTES)
+
+    async def open_weights(self, entry: ModelEntry, progress: Progress) -> WeightsHandle:
+        name = entry.path.stem
+        self.opens[name] += 1
+        if (event := self._held.get(name)) is not None:
+            progress(0.5)
+            await event.wait()
+        self.clock.now += self.open_seconds
+        if self.given_up:
+            raise LoadFailed(str(entry.path), "given up")
+        if (failure := self.failures.get(name)) is not None:
+            raise failure
+        assert all(model.entry.file_key != entry.file_key for model in self.models), "weights opened twice"
+        model = FakeModel(entry, self.sizes.get(name, WEIGHTS_BYTES) + VOCABULARY_BYTES)
+        self.models.append(model)
+        return WeightsHandle(cast(Any, FakeVocab()), VOCABULARY_BYTES, model)
+
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+        assert not weights.model.closed, "context on closed weights"
+        if (failure := self.context_failures.get(entry.path.stem)) is not None:
+            raise failure
+        engine = FakeEngine(entry.path, kind)
+        self.engines.append(engine)
+        private = KV_BYTES + COMPUTE_BYTES + self.extra_private_bytes
+        self.private_bytes += private
+        return InstanceHandle(cast(Any, engine), entry.ctx_tokens, KV_BYTES, private, (engine, private))
+
+    async def close_instance(self, instance: InstanceHandle) -> None:
+        engine, private = instance.runner
+        assert not engine.closed, "context closed twice"
+        engine.closed = True
+        if (event := self._held_closes.get(engine.path.stem)) is not None:
+            await event.wait()
+        await anyio.lowlevel.checkpoint()
+        self.private_bytes -= private
+        self.engines.remove(engine)
+
+    async def close_weights(self, weights: WeightsHandle, *, drop_pages: bool) -> None:
+        model = weights.model
+        assert not model.closed, "weights closed twice"
+        model.closed = True
+        await anyio.lowlevel.checkpoint()
+        self.models.remove(model)
+        self.closes.append((model.entry.path.stem, drop_pages))
+
+    async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
+        self.measurements += 1
+        await anyio.lowlevel.checkpoint()
+        return [
+            self.resident.get(handle.model.entry.path.stem, handle.model.bytes - VOCABULARY_BYTES)
+            for handle in weights
+        ]
+
+    def give_up(self) -> None:
+        self.given_up = True
+        for event in (*self._held.values(), *self._held_closes.values()):
+            event.set()
+
+
+@dataclass
+class Library:
+    """A manager over files in a folder, with everything a test wants to move."""
+
+    folder: Path
+    catalog: Catalog
+    manager: Manager
+    opener: FakeOpener
+    clock: FakeClock
+    tasks: anyio.abc.TaskGroup
+    leases: list[Lease] = field(default_factory=list)
+
+    async def lease(self, name: str, kind: Kind = "generate", **options: Any) -> Lease:
+        lease = await self.manager.lease(self.catalog.get(name), kind=kind, **options)
+        self.leases.append(lease)
+        return lease
+
+    async def use(self, name: str, **options: Any) -> None:
+        """Lease and give back, at a time of its own."""
+        self.clock.now += 1.0
+        (await self.lease(name, **options)).release()
+        await self.rest()
+
+    def request(self, name: str, kind: Kind = "generate", **options: Any) -> Request:
+        """Ask for a lease in a task of its own."""
+        request = Request(self, name)
+        self.tasks.start_soon(request.run, kind, options)
+        return request
+
+    async def rest(self) -> None:
+        """Let everything happen that can without anybody's help."""
+        for _ in range(40):
+            await anyio.lowlevel.checkpoint()
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.manager.turn()
+        await self.rest()
+
+    def status(self, name: str) -> ModelStatus:
+        return next(status for status in self.manager.status() if status.name == name)
+
+    @property
+    def open_names(self) -> set[str]:
+        return {status.name for status in self.manager.status() if status.state == "open"}
+
+    @property
+    def used_bytes(self) -> int:
+        return self.manager._ledger.used_bytes()
+
+
+class Request:
+    """A request that may have to wait."""
+
+    def __init__(self, library: Library, name: str) -> None:
+        self._library, self._name = library, name
+        self.lease: Lease | None = None
+        self.error: Exception | None = None
+        self._scope = anyio.CancelScope()
+
+    async def run(self, kind: Kind, options: dict[str, Any]) -> None:
+        with self._scope:
+            try:
+                self.lease = await self._library.lease(self._name, kind, **options)
+            except Exception as error:
+                self.error = error
+
+    @property
+    def waits(self) -> bool:
+        return self.lease is None and self.error is None
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    def release(self) -> None:
+        assert self.lease is not None, f"{self._name}: {self.error!r}"
+        self.lease.release()
+
+
+OpenLibrary = Callable[..., AbstractAsyncContextManager[Library]]
