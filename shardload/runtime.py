@@ -18,7 +18,6 @@ from shardload.answer import Answer, AnswerDelta
 from shardload.config import Config
 from shardload.engine import Lane
 from shardload.errors import HandleClosed
-from shardload.library.budget import budget_bytes
 from shardload.library.catalog import Catalog
 from shardload.requests import EmbeddingRequest, Request
 from shardload.service import Embeddings, Service
@@ -50,13 +49,7 @@ async def assembled(config: Config) -> AsyncIterator[Parts]:
     catalog = Catalog.from_config(config)
     with Lane() as lane:
         opener = LlamaOpener(lane, config.engine)
-        async with Manager(
-            catalog,
-            opener,
-            budget_bytes=budget_bytes(config),
-            queue_limit=config.engine.queue,
-            keep_alive_seconds=config.engine.keep_alive,
-        ) as manager:
+        async with Manager.from_config(catalog, opener, config) as manager:
             yield Parts(catalog, manager, Service(catalog, manager, config.routes))
 
 
