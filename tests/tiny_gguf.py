@@ -28,6 +28,14 @@ def sentence_piece(
     return tokens + [(letter, -1000.0 - at, NORMAL) for at, letter in enumerate(SPACE + LETTERS)]
 
 
+def byte_pairs() -> list[tuple[str, float, int]]:
+    """(text, score, kind) of a byte-pair vocabulary: all bytes in GPT-2's alphabet, and "the"."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = [chr(byte) for byte in printable] + [chr(256 + at) for at in range(256 - len(printable))]
+    special = [(text, 0.0, CONTROL) for text in ("<unk>", "<s>", "</s>")]
+    return special + [(text, 0.0, NORMAL) for text in [*alphabet, "th", "the"]]
+
+
 def write_llama(
     path: Path,
     *,
@@ -40,8 +48,15 @@ def write_llama(
     architecture: str = "llama",
     quantised: gguf.GGMLQuantizationType | None = None,
     add_bos: bool = True,
+    splitting: str | None = None,
 ) -> Path:
-    """A llama-architecture model of random weights; ``quantised`` is a type for its matrices."""
+    """A llama-architecture model of random weights.
+
+    ``quantised`` is a type for its matrices; ``splitting`` names a way to split text into words, and makes
+    the vocabulary one of byte pairs.
+    """
+    if splitting is not None:
+        tokens = byte_pairs()
     tokens = tokens if tokens is not None else sentence_piece()
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -53,7 +68,10 @@ def write_llama(
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(dim // 4)
-    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_model("gpt2" if splitting else "llama")
+    if splitting is not None:
+        writer.add_tokenizer_pre(splitting)
+        writer.add_token_merges(["t h", "th e"])
     writer.add_token_list([text for text, _, _ in tokens])
     writer.add_token_scores([score for _, score, _ in tokens])
     writer.add_token_types([kind for _, _, kind in tokens])

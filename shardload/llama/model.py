@@ -63,7 +63,7 @@ class Model(Handle):
             avoid_traps(llama)
         started = time.perf_counter()
         pointer, mappings = _load(llama, paths, params, progress)
-        model = cls(llama, pointer, paths, mappings)
+        model = cls(llama, pointer, paths, mappings, read=params.use_extra_bufts or params.check_tensors)
         logger.info(
             "opened %s: %d bytes, %s, %.0f ms",
             model.path,
@@ -74,13 +74,21 @@ class Model(Handle):
         return model
 
     def __init__(
-        self, llama: Llama, pointer: Any, paths: Sequence[Path], mappings: tuple[Mapping, ...]
+        self,
+        llama: Llama,
+        pointer: Any,
+        paths: Sequence[Path],
+        mappings: tuple[Mapping, ...],
+        *,
+        read: bool,
     ) -> None:
         super().__init__(f"model {paths[0]}", pointer)
         self.llama = llama
         self.paths = tuple(paths)
         self.path = self.paths[0]
         self.mappings = mappings
+        # Whether opening left all weights untouched in their files.
+        self.lazily_mapped = bool(mappings) and not read
         self._users_lock = threading.Lock()
         self._users = 1
         self._weights = pointer
@@ -108,11 +116,6 @@ class Model(Handle):
         pooling = self.metadata(f"{self.architecture}.pooling_type")
         names = ("none", "mean", "cls", "last", "rank")
         self.pooling = names[int(pooling)] if pooling and pooling in "01234" else None
-
-    @property
-    def lazily_mapped(self) -> bool:
-        """Whether opening left all weights untouched in their files."""
-        return bool(self.mappings)
 
     def resident_bytes(self) -> int | None:
         """Bytes of the weights that are in memory now, measured; None where the system does not tell."""

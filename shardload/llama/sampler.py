@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 REJECTED = -math.inf
 MAX_GRAMMAR_DEPTH = 100
+MAX_GRAMMAR_CHARACTERS = 2**17
 CANDIDATE = np.dtype([("token", np.int32), ("logit", np.float32), ("probability", np.float32)])
 
 
@@ -157,10 +158,17 @@ def check_params(params: SamplingParams, n_vocab: int) -> None:
 
 
 def _check_grammar(grammar: str) -> None:
+    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+        raise RequestError(
+            f"the grammar has {len(grammar)} characters and {MAX_GRAMMAR_CHARACTERS} is the most",
+            param="response_format",
+        )
     depth = deepest = 0
     for character in grammar:
         depth += (character == "(") - (character == ")")
         deepest = max(deepest, depth)
     # llama.cpp reads nested groups recursively, on the lane's stack.
-    if deepest > MAX_GRAMMAR_DEPTH or "\0" in grammar:
+    if deepest > MAX_GRAMMAR_DEPTH:
         raise RequestError(f"the grammar is nested deeper than {MAX_GRAMMAR_DEPTH}", param="response_format")
+    if "\0" in grammar:
+        raise RequestError("the grammar contains a NUL character", param="response_format")

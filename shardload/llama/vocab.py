@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
@@ -10,9 +11,15 @@ from shardload_native.library import Llama
 
 from shardload.errors import UnencodableText
 from shardload.llama.encodable import SentencePieceAlphabet
+from shardload.llama.stack import call_with_stack
 
 NO_TOKEN = -1
-NO_VOCABULARY, SENTENCE_PIECE, WORD_PIECE, UNIGRAM = 0, 1, 3, 4
+NO_VOCABULARY, SENTENCE_PIECE, BYTE_PAIR, WORD_PIECE = 0, 1, 2, 3
+# For some byte-pair vocabularies llama.cpp splits text with std::regex, which recurses for each character
+# of a word: 330 bytes of stack, and a word of 26,000 letters ends the process on an ordinary thread.
+USUAL_STACK_WORD = 4_000
+LONGEST_WORD = 250_000
+STACK_BYTES_PER_CHARACTER = 2048
 
 
 class Vocab:
@@ -56,10 +63,23 @@ class Vocab:
         ``add_special`` puts the vocabulary's own begin and end tokens around them; ``parse_special`` reads
         control tokens written out in the text. Raises UnencodableText for what the vocabulary cannot say.
         """
-        vocab = self.pointer
         self._check(content, parse_special)
         add_special = add_special and self._special_tokens_exist()
-        ffi, lib = self._llama.ffi, self._llama.lib
+        longest = _longest_word(content) if self.kind == BYTE_PAIR else 0
+        if longest > LONGEST_WORD:
+            raise UnencodableText(
+                f"the text has {longest} characters without a blank between them and {LONGEST_WORD} is the "
+                "most: put blanks or line ends in"
+            )
+        if longest > USUAL_STACK_WORD:
+            return call_with_stack(
+                lambda: self._tokenize(content, add_special, parse_special),
+                STACK_BYTES_PER_CHARACTER * longest,
+            )
+        return self._tokenize(content, add_special, parse_special)
+
+    def _tokenize(self, content: str, add_special: bool, parse_special: bool) -> list[int]:
+        ffi, lib, vocab = self._llama.ffi, self._llama.lib, self.pointer
         encoded = content.encode()
         room = len(encoded) + 8
         while True:
@@ -133,3 +153,11 @@ class Vocab:
         for token in range(self.n_tokens):
             content = bytes(ffi.string(lib.llama_vocab_get_text(vocab, token)))
             yield content.decode("utf-8", "surrogateescape"), lib.llama_vocab_get_attr(vocab, token)
+
+
+def _longest_word(content: str) -> int:
+    """An upper bound for what one step of splitting may match: a word and the blanks beside it."""
+    if len(content) <= USUAL_STACK_WORD:
+        return 0
+    words, blanks = (re.findall(pattern, content) for pattern in (r"\S+", r"\s+"))
+    return max(map(len, words), default=0) + max(map(len, blanks), default=0)

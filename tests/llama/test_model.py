@@ -10,11 +10,14 @@ import threading
 import warnings
 from pathlib import Path
 
+import gguf
+import numpy as np
 import psutil
 import pytest
 from tiny_gguf import write_llama
 
 from shardload import memory
+from shardload.engine.runner import Run
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama import Context, ContextParams, Model, ModelParams
 
@@ -85,9 +88,22 @@ def test_plain_load_works_without_the_hooks(llama_path: Path) -> None:
         assert model.vocab.tokenize("the")
 
 
-def test_split_models_open_whole(tmp_path: Path, llama_path: Path) -> None:
-    import gguf
+def test_extra_buffers_read_what_they_copy(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "q.gguf", quantised=gguf.GGMLQuantizationType.Q4_0)
+    prompt = [Run(0, 0, [1, 260, 262, 270], "last")]
+    answers = []
+    for extra in (False, True):
+        with (
+            Model.open([path], ModelParams(use_extra_bufts=extra)) as model,
+            Context(model, ContextParams(ctx_tokens=256, threads=1, threads_batch=1)) as context,
+        ):
+            assert model.lazily_mapped == (sys.platform.startswith("linux") and not extra)
+            assert context.decode(prompt)
+            answers.append(context.logits(0).copy())
+    np.testing.assert_allclose(answers[0], answers[1], rtol=0.1, atol=0.5)
 
+
+def test_split_models_open_whole(tmp_path: Path, llama_path: Path) -> None:
     parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
     source = gguf.GGUFReader(llama_path)
     for number, path in enumerate(parts):
@@ -100,8 +116,6 @@ def test_split_models_open_whole(tmp_path: Path, llama_path: Path) -> None:
 
 
 def _copy_half(source: object, path: Path, number: int) -> None:
-    import gguf
-
     assert isinstance(source, gguf.GGUFReader)
     writer = gguf.GGUFWriter(str(path), "llama")
     if number == 0:

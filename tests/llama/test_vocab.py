@@ -105,6 +105,19 @@ def test_word_pieces(tmp_path: Path) -> None:
         assert model.vocab.tokenize("Ω") == [2, 1, 3]
 
 
+def test_words_that_are_too_long_for_the_stack(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "pairs.gguf", splitting="deepseek-llm", add_bos=False)
+    with Model.open([path]) as model:
+        vocab = model.vocab
+        assert vocab.has_byte_tokens
+        assert vocab.detokenize(vocab.tokenize("the é thé")) == "the é thé"
+        for letter in ("a", "!", " ", "1"):
+            assert len(vocab.tokenize(letter * 120_000)) == 120_000
+        with pytest.raises(UnencodableText, match="300000 characters without a blank"):
+            vocab.tokenize("a" * 300_000)
+        assert len(vocab.tokenize("the end, " * 50_000)) == 7 * 50_000
+
+
 def test_reading_from_many_threads(model: Model) -> None:
     texts = [f"the end of {'and ' * number}" for number in range(64)]
     expected = [model.vocab.tokenize(text) for text in texts]
