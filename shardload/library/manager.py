@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +20,6 @@ from anyio.abc import TaskGroup
 from shardload.config import Config
 from shardload.errors import (
     OpenFailed,
-    Overloaded,
     ShardloadError,
     ShuttingDown,
 )
@@ -33,17 +31,16 @@ from shardload.library.effects import Effects
 from shardload.library.entry import Kind, ModelEntry
 from shardload.library.lease import Lease, OpenProgress
 from shardload.library.ledger import Instance, Ledger, ServedKey, Waiter, Weights, served_key
+from shardload.library.lending import Lending
 from shardload.library.names import Names
-from shardload.library.opener import InstanceHandle, Opener
+from shardload.library.opener import Opener
 from shardload.library.replacement import Replacements
-from shardload.library.status import ModelCounters, ModelStatus, model_status
+from shardload.library.status import ModelStatus, model_status
 
 __all__ = ["Lease", "Manager", "ModelStatus", "OpenProgress"]
 
 MEASURE_SECONDS = 1.0
 """How long a measurement is believed."""
-RETRY_AFTER_SECONDS = (1.0, 60.0)
-AVERAGE_WEIGHT = 0.2
 
 logger = logging.getLogger("shardload.library")
 
@@ -73,13 +70,13 @@ class Manager:
         """
         self.catalog = catalog
         self._budget, self._clock = budget_bytes, clock
-        self.queue_limit, self._keep_alive_seconds = queue_limit, keep_alive_seconds
+        self._keep_alive_seconds = keep_alive_seconds
         self._min_residency_seconds, self._max_wait_seconds = min_residency_seconds, max_wait_seconds
         self._ledger, self._opener = Ledger(), opener
+        self._lending = Lending(self._ledger, clock, queue_limit, self.turn)
         self._effects = Effects(self._ledger, opener, clock, self)
         self._replacements = Replacements(catalog, self)
         self._names = Names(catalog)
-        self._counters: dict[str, ModelCounters] = {}
         self._tasks: TaskGroup | None = None
         self._closing = self._measuring = False
         self._changed = anyio.Event()
@@ -146,20 +143,7 @@ class Manager:
         self._check_running()
         default = self._keep_alive_seconds if entry.keep_alive_seconds is None else entry.keep_alive_seconds
         instance = self._ledger.instance(entry, kind, self._opener.predict(entry, kind), default)
-        self._check_queue(instance, entry.name)
-        waiter = self._ledger.enqueue(instance, entry, self._clock(), keep_alive_seconds, progress)
-        self.turn()
-        if not waiter.done.is_set():
-            waiter.report("opening" if instance.state == "opening" else "waiting", 0.0)
-            try:
-                await waiter.done.wait()
-            except BaseException:
-                self._abandon(instance, waiter)
-                raise
-        if waiter.error is not None:
-            raise waiter.error
-        assert waiter.lease is not None, "a waiter ends with a lease or an error"
-        return waiter.lease
+        return await self._lending.wait(instance, entry, keep_alive_seconds, progress)
 
     async def load(
         self, name: str, *, pin: bool | None = None, keep_alive_seconds: float | None = None
@@ -210,7 +194,7 @@ class Manager:
         self._names.take_configured_pins()
         if config.memory.budget is not None:
             self._budget = config.memory.budget
-        self.queue_limit, self._keep_alive_seconds = config.engine.queue, config.engine.keep_alive
+        self._lending.queue_limit, self._keep_alive_seconds = config.engine.queue, config.engine.keep_alive
         self.turn()
 
     def status(self) -> list[ModelStatus]:
@@ -222,7 +206,7 @@ class Manager:
             model_status(
                 entry,
                 list(self._ledger.served(served_key(entry))),
-                self._counters.get(entry.name) or ModelCounters(),
+                self._lending.counters(entry.name),
                 pinned=self._names.is_pinned(entry.name),
                 now=now,
             )
@@ -268,14 +252,14 @@ class Manager:
             is_stale=lambda weights: not self._measured_lately(weights),
         ).decide()
         for instance, waiters in actions.grants:
-            self._grant(instance, waiters)
+            self._lending.grant(instance, waiters)
         for waiters, error in actions.failures:
             for waiter in waiters:
                 waiter.fail(renamed(error, waiter.entry.name))
         for instance in actions.opens:
             self._start(self._effects.open, instance)
         for instance in actions.evictions:
-            self._count(instance.entry.name).evictions += 1
+            self._lending.counters(instance.entry.name).evictions += 1
             self._start(self._effects.close, instance, "evicted")
         for weights in actions.unused:
             self._start(self._effects.close_weights, weights)
@@ -287,17 +271,17 @@ class Manager:
 
     def opened(self, instance: Instance) -> None:
         """Lend an instance that has just been opened to those who waited for it."""
-        counters = self._count(instance.entry.name)
+        counters = self._lending.counters(instance.entry.name)
         counters.opens += 1
         counters.open_seconds += instance.open_seconds
         counters.error = None
-        self._grant(instance, self._ledger.take_waiters(instance))
+        self._lending.grant(instance, self._ledger.take_waiters(instance))
         self._measure_soon()
         self.turn()
 
     def open_failed(self, instance: Instance, waiters: tuple[Waiter, ...], reason: str) -> None:
         """Tell those who waited; the next request tries again."""
-        counters = self._count(instance.entry.name)
+        counters = self._lending.counters(instance.entry.name)
         counters.failed_opens += 1
         counters.error = reason
         for waiter in waiters:
@@ -309,52 +293,17 @@ class Manager:
         for waiter in instance.waiters:
             waiter.report("opening", fraction)
 
+    @property
+    def queue_limit(self) -> int:
+        """How many requests may wait for one model."""
+        return self._lending.queue_limit
+
     def is_open(self, entry: ModelEntry) -> bool:
         """Whether any context of this entry's file is open."""
         return any(
             instance.state == "open" and instance.key[0][0] == entry.file_key
             for instance in self._ledger.instances.values()
         )
-
-    def _grant(self, instance: Instance, waiters: tuple[Waiter, ...]) -> None:
-        now = self._clock()
-        weights, handle = instance.weights, instance.handle
-        if weights is None or weights.handle is None or handle is None:
-            raise AssertionError("a lease is granted on an open instance")
-        for waiter in waiters:
-            counters = self._count(waiter.entry.name)
-            counters.leases += 1
-            counters.queue_seconds += now - waiter.since
-            counters.last_used = now
-            if waiter.keep_alive_seconds is not None:
-                instance.keep_alive_seconds = waiter.keep_alive_seconds
-            waiter.lease = Lease(
-                waiter.entry,
-                weights.handle,
-                handle,
-                partial(self._release, instance, handle, waiter.entry.name, now),
-                queue_seconds=now - waiter.since,
-                load_seconds=instance.open_seconds if waiter.since <= instance.opened_at else 0.0,
-            )
-            waiter.done.set()
-
-    def _release(self, instance: Instance, handle: InstanceHandle, name: str, granted_at: float) -> None:
-        now = self._clock()
-        self._count(name).last_used = now
-        if instance.handle is not handle:
-            return  # closed under its leases, at the end
-        instance.lease_seconds += AVERAGE_WEIGHT * (now - granted_at - instance.lease_seconds)
-        self._ledger.release(instance, now)
-        self.turn()
-
-    def _abandon(self, instance: Instance, waiter: Waiter) -> None:
-        """Take a request out that does not wait any more; the open goes on for the others."""
-        if waiter.lease is not None:
-            waiter.lease.release()
-        elif waiter in instance.waiters:
-            instance.waiters.remove(waiter)
-            self._ledger.forget_unwanted(instance)
-            self.turn()
 
     def _settle(self, instance: Instance, now: float) -> None:
         """Close an idle instance that has no reason to stay."""
@@ -416,15 +365,6 @@ class Manager:
     def _check_running(self) -> None:
         if self._closing or self._tasks is None:
             raise ShuttingDown
-
-    def _check_queue(self, instance: Instance, name: str) -> None:
-        if instance.queued >= self.queue_limit:
-            shortest, longest = RETRY_AFTER_SECONDS
-            seconds = min(max(instance.queue_seconds, shortest), longest)
-            raise Overloaded(name, instance.queued, float(math.ceil(seconds)))
-
-    def _count(self, name: str) -> ModelCounters:
-        return self._counters.setdefault(name, ModelCounters())
 
     def _start(self, effect: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         assert self._tasks is not None, "entered"
