@@ -17,8 +17,10 @@ def lane() -> Iterator[Lane]:
         yield lane
 
 
-def submit(engine: Engine, prompt: Sequence[int], max_tokens: int | None = None) -> Reader:
-    reader = Reader()
+def submit(
+    engine: Engine, prompt: Sequence[int], max_tokens: int | None = None, *, slow: bool = False
+) -> Reader:
+    reader = Reader(slow=slow)
     reader.sequence = engine.submit(GenerationRequest(prompt, max_tokens, GREEDY), reader)
     return reader
 
@@ -46,28 +48,25 @@ def test_a_sleeping_lane_wakes_for_work_from_any_thread(lane: Lane) -> None:
 
 def test_a_cancellation_during_a_step_counts_before_the_next(lane: Lane) -> None:
     runner = FakeRunner(slots=1)
+    runner.gate.clear()
     engine = lane.attach(runner, name="model")
     left = submit(engine, [1] * 5)
-    assert left.began.wait(30)
-    runner.entered.clear()
-    runner.gate.clear()
     assert runner.entered.wait(30)
-    runner.entered.clear()
     next_one = submit(engine, [2] * 5, 2)
     assert left.sequence is not None
     left.sequence.cancel()
-    before = len(runner.steps)
     runner.gate.set()
     next_one.wait()
-    # At most the step that was under way belongs to the one that left.
-    assert next(runs[0].tokens[0] for runs in runner.steps[before + 1 :]) == 2
+    assert [runs[0].tokens[0] for runs in runner.steps[:2]] == [1, 2]
+    assert not left.deltas
     assert left.error is None
 
 
 def test_a_detached_runner_is_not_touched_again(lane: Lane) -> None:
-    runner, other = FakeRunner(reply=lambda prompt: "x" * 400), FakeRunner()
+    runner, other = FakeRunner(ctx_tokens=4096, reply=lambda prompt: "x" * 4000), FakeRunner()
     engine, stays = lane.attach(runner, name="leaving"), lane.attach(other, name="staying")
-    reader = submit(engine, [1])
+    # A reader that takes nothing holds its sequence at the output limit.
+    reader = submit(engine, [1], slow=True)
     assert reader.began.wait(30)
     lane.detach(engine).result(30)
     runner.close()
@@ -92,10 +91,10 @@ def test_detaching_twice_or_after_the_end_is_harmless() -> None:
 
 def test_closing_fails_what_is_left_and_refuses_more() -> None:
     lane = Lane()
-    runner = FakeRunner()
+    runner = FakeRunner(ctx_tokens=4096, reply=lambda prompt: "x" * 4000)
     engine = lane.attach(runner, name="model")
     lane.start()
-    reader = submit(engine, [1])
+    reader = submit(engine, [1], slow=True)
     assert reader.began.wait(30)
     lane.close()
     lane.close()
