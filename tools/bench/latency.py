@@ -27,7 +27,7 @@ def switching(setting: Setting) -> Iterator[Row]:
             taken = []
             for index in range(ASKS_PER_TURN):
                 name = names[index % len(names)]
-                seed = turn * ASKS_PER_TURN + index
+                seed = (turn * ASKS_PER_TURN + index) * 4 + len(names)
                 answer = one(Ask(target.urls[name], target.names[name], prompt(seed), 2))
                 taken.append(answer.first - answer.asked)
             return median(taken)
