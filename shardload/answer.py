@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import anyio
 
+from shardload.chat.messages import ToolCall
+from shardload.chat.tools import ToolCallScanner
 from shardload.engine.request import Delta, Finish, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from shardload.library.lease import Lease
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 # Deltas of several choices wait here for the one reader; beyond it they wait in the engine, which takes note.
 MERGED_DELTAS = 16
@@ -45,6 +49,17 @@ class AnswerDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that the model has just made, each whole; only where the request had tools."""
+    called: bool = False
+    """Whether the choice ends so that its calls are answered."""
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the choice ended; None before its end."""
+        if self.finish is None:
+            return None
+        return "tool_calls" if self.called else self.finish.reason
 
 
 class Answer:
@@ -65,8 +80,9 @@ class Answer:
         rule: str,
         prompts_tokens: Sequence[int],
         n: int,
+        tools: bool = False,
     ) -> None:
-        """Take over the lease and the source; ``n`` choices continue each prompt."""
+        """Take over the lease and the source; ``n`` choices continue each prompt, with ``tools`` to call."""
         self.id = f"{kind}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model, self.rule = lease.entry.name, rule
@@ -76,6 +92,7 @@ class Answer:
         self._completion_tokens = [0] * (len(prompts_tokens) * n)
         self._cached_tokens = [0] * (len(prompts_tokens) * n)
         self._unfinished = len(prompts_tokens) * n
+        self._scanners = [ToolCallScanner() for _ in self._completion_tokens] if tools else None
         self._source = source
         self._lease = lease
 
@@ -113,6 +130,8 @@ class Answer:
             self._unfinished -= 1
             if not self._unfinished:
                 await self.aclose()
+        if self._scanners is not None:
+            return _scanned(self._scanners[index], index, delta)
         return AnswerDelta(index, delta.text, delta.logprobs, finish)
 
     async def aclose(self) -> None:
@@ -139,6 +158,16 @@ class Answer:
             warnings.warn(
                 f"unclosed answer {self.id} of {self.model}", ResourceWarning, source=self, stacklevel=1
             )
+
+
+def _scanned(scanner: ToolCallScanner, index: int, delta: Delta) -> AnswerDelta:
+    text, calls = scanner.feed(delta.text)
+    if delta.finish is None:
+        return AnswerDelta(index, text, delta.logprobs, None, calls)
+    rest, last_calls = scanner.finish()
+    # Whoever ran out of tokens may have had more to say: the client must know.
+    called = scanner.found_calls and delta.finish.reason == "stop"
+    return AnswerDelta(index, text + rest, delta.logprobs, delta.finish, (*calls, *last_calls), called)
 
 
 class Single:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
-from shardload.answer import Answer
+from shardload.answer import Answer, FinishReason
+from shardload.chat.messages import ToolCall
 from shardload.engine.request import Finish, TokenLogprob, Usage
 from shardload.runtime import Runtime
 
@@ -25,7 +26,9 @@ class Generation:
         self._runtime, self._answer = runtime, answer
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._tool_calls: list[ToolCall] = []
         self._finish: Finish | None = None
+        self._finish_reason: FinishReason | None = None
         self._ended = False
 
     def __iter__(self) -> Iterator[str]:
@@ -49,9 +52,9 @@ class Generation:
         return f"<Generation by {self.model!r}: {''.join(self._pieces)!r}{'' if self._ended else '...'}>"
 
     @property
-    def finish_reason(self) -> Literal["stop", "length"] | None:
+    def finish_reason(self) -> FinishReason | None:
         """Why the text ended: the model or a stop string did it, or it was long enough; None before that."""
-        return self._finish.reason if self._finish else None
+        return self._finish_reason
 
     @property
     def finish(self) -> Finish | None:
@@ -67,6 +70,11 @@ class Generation:
     def logprobs(self) -> tuple[TokenLogprob, ...]:
         """Those of the tokens so far, where ``top_logprobs`` asked for them."""
         return tuple(self._logprobs)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that the model has made so far, where the request had tools."""
+        return tuple(self._tool_calls)
 
     def read(self) -> Self:
         """Wait for the whole text."""
@@ -106,6 +114,7 @@ class Generation:
         self._logprobs += delta.logprobs
         if delta.text:
             self._pieces.append(delta.text)
-        self._finish = delta.finish
+        self._tool_calls += delta.tool_calls
+        self._finish, self._finish_reason = delta.finish, delta.finish_reason
         self._ended = delta.finish is not None
         return True

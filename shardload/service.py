@@ -222,7 +222,8 @@ def _submit(request: ChatRequest | CompletionRequest, prepared: _Prepared, lease
             streams = _streams(prepared, request.n, lease, undo)
         source = _source(streams, lengths, request.n)
         kind: Literal["chatcmpl", "cmpl"] = "chatcmpl" if chat else "cmpl"
-        answer = Answer(lease, source, kind=kind, rule=rule, prompts_tokens=lengths, n=request.n)
+        tools = isinstance(request, ChatRequest) and bool(request.tools)
+        answer = Answer(lease, source, kind=kind, rule=rule, prompts_tokens=lengths, n=request.n, tools=tools)
         undo.pop_all()
     return answer
 

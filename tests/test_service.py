@@ -140,6 +140,28 @@ async def test_options_reach_the_engine(service: Service) -> None:
     assert deltas[-1].finish.stop_string == "b"
 
 
+async def test_tool_calls(catalog: FakeCatalog, manager: FakeManager) -> None:
+    said = 'Well. <tool_call>{"name": "add", "arguments": {"x": 1}}</tool_call>'
+    manager.reply = lambda prompt: said
+    template = "{% if tools %}{{ tools[0].name }}{% endif %}"
+    able = frozenset({"completion", "chat", "tools"})
+    catalog.found = [make_entry("helper", chat_template=template, capabilities=able)]
+    service = Service(catalog, manager)  # type: ignore[arg-type]
+    plain = await ask(service, ChatRequest("helper", ASKED, options=GREEDY))
+    assert plain == {0: said}
+    request = ChatRequest("helper", ASKED, tools=({"name": "add"},), n=2, options=GREEDY)
+    deltas = [delta async for delta in await service.start(service.plan(request))]
+    for index in (0, 1):
+        mine = [delta for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in mine) == "Well."
+        (call,) = [call for delta in mine for call in delta.tool_calls]
+        assert (call.name, call.arguments) == ("add", '{"x":1}')
+        assert [delta.finish_reason for delta in mine] == [None] * (len(mine) - 1) + ["tool_calls"]
+    cut = ChatRequest("helper", ASKED, tools=({"name": "add"},), options=Options(temperature=0, max_tokens=3))
+    last = [delta async for delta in await service.start(service.plan(cut))][-1]
+    assert (last.finish_reason, last.tool_calls) == ("length", ())
+
+
 async def test_json_reaches_the_engine_as_a_grammar(
     service: Service, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:

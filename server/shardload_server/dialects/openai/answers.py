@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from shardload.answer import Answer, AnswerDelta
+from shardload.chat.messages import ToolCall
 from shardload.engine.request import Finish, TokenLogprob
-from shardload_server.dialects.openai.chunks import FINGERPRINT
+from shardload_server.dialects.openai.chunks import FINGERPRINT, call_body
 from shardload_server.dialects.openai.logprobs import ChatLogprobs, CompletionLogprobs
 from shardload_server.dialects.openai.usage import timings_body, usage_body
 
@@ -22,13 +23,17 @@ class Choice:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
     finish: Finish | None = None
+    finish_reason: str | None = None
 
     def add(self, delta: AnswerDelta) -> None:
         """Take in the next delta."""
         self.texts.append(delta.text)
         self.logprobs += delta.logprobs
+        self.tool_calls += delta.tool_calls
         self.finish = delta.finish or self.finish
+        self.finish_reason = delta.finish_reason or self.finish_reason
 
     @property
     def text(self) -> str:
@@ -53,13 +58,21 @@ def chat_body(
     shaped = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": _message(choice),
             "logprobs": ChatLogprobs().body(choice.logprobs) if logprobs else None,
-            "finish_reason": choice.finish.reason if choice.finish else None,
+            "finish_reason": choice.finish_reason,
         }
         for index, choice in sorted(choices.items())
     ]
     return _body("chat.completion", answer, shaped, choices)
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [call_body(call) for call in choice.tool_calls]
+    return message
 
 
 def completion_body(

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from shardload.answer import Answer, AnswerDelta
+from shardload.chat.messages import ToolCall
 from shardload.engine.request import Finish, Usage
 from shardload_server.dialects.openai.logprobs import ChatLogprobs, CompletionLogprobs
 from shardload_server.dialects.openai.usage import timings_body, usage_body
@@ -29,11 +30,12 @@ class ChatChunks:
         self._heads: dict[int, bytes] = {}
         self._tail = b'},"logprobs":null,"finish_reason":null}]' + self._usage + b"}\n\n"
         self._logprobs = ChatLogprobs()
+        self._calls: dict[int, int] = {}
 
     def frames(self, delta: AnswerDelta) -> bytes:
         """The events of one delta; none at all when it holds nothing to tell."""
         head = self._heads.get(delta.index)
-        if head is not None and delta.text and not delta.logprobs and delta.finish is None:
+        if head is not None and delta.text and not (delta.logprobs or delta.finish or delta.tool_calls):
             return head + encode(delta.text) + self._tail
         first = head is None
         if head is None:
@@ -45,8 +47,9 @@ class ChatChunks:
             parts += [b',"finish_reason":null}]', self._usage, b"}\n\n"]
         elif delta.text:
             parts += [head, encode(delta.text), self._tail]
+        parts += [self._call(delta.index, call) for call in delta.tool_calls]
         if delta.finish is not None:
-            parts.append(self._last(delta.index, delta.finish))
+            parts.append(self._last(delta.index, delta.finish, delta.finish_reason or delta.finish.reason))
         return b"".join(parts)
 
     def closing(self, usage: Usage) -> bytes:
@@ -59,8 +62,13 @@ class ChatChunks:
         delta = b'%d,"delta":{"role":"assistant","content":""' % index
         return self._opening + delta + self._tail
 
-    def _last(self, index: int, finish: Finish) -> bytes:
-        choice = b'%d,"delta":{},"logprobs":null,"finish_reason":"%b"}]' % (index, finish.reason.encode())
+    def _call(self, index: int, call: ToolCall) -> bytes:
+        number = self._calls[index] = self._calls.get(index, -1) + 1
+        body = encode([{"index": number, **call_body(call)}])
+        return self._opening + b'%d,"delta":{"tool_calls":%b' % (index, body) + self._tail
+
+    def _last(self, index: int, finish: Finish, reason: str) -> bytes:
+        choice = b'%d,"delta":{},"logprobs":null,"finish_reason":"%b"}]' % (index, reason.encode())
         return self._opening + choice + _ending(self._usage, finish)
 
 
@@ -113,6 +121,11 @@ class CompletionChunks:
         if logprobs is None:
             logprobs = self._logprobs[delta.index] = CompletionLogprobs(len(self._echo(delta.index)))
         return encode(logprobs.body(delta.logprobs))
+
+
+def call_body(call: ToolCall) -> dict[str, Any]:
+    """A tool call as clients read it."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _opening(kind: str, answer: Answer) -> bytes:
