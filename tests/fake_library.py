@@ -124,6 +124,12 @@ class FakeOpener:
     def hold_close(self, name: str) -> Callable[[], None]:
         return self._held_closes.setdefault(name, anyio.Event()).set
 
+    def let_go(self, name: str) -> None:
+        """End every hold on a file."""
+        for held in (self._held, self._held_closes):
+            if (event := held.pop(name, None)) is not None:
+                event.set()
+
     @property
     def open_bytes(self) -> int:
         return sum(model.bytes for model in self.models) + self.private_bytes
@@ -260,6 +266,10 @@ class Request:
     @property
     def waits(self) -> bool:
         return self.lease is None and self.error is None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._scope.cancel_called
 
     def cancel(self) -> None:
         self._scope.cancel()

@@ -103,14 +103,16 @@ class Manager:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         tasks = self._tasks
-        assert tasks is not None, "entered"
+        if tasks is None:
+            return
         with anyio.CancelScope(shield=True):
             await self.close()
         self._tasks = None
         tasks.cancel_scope.cancel()
-        return await tasks.__aexit__(kind, error, at)
+        # Nothing in it raises: what the body of the with statement raised goes on as it is.
+        await tasks.__aexit__(None, None, None)
 
     # -- leases
 

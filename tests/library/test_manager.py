@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
-from fake_library import ONE_MODEL, OpenLibrary
+from fake_library import ONE_MODEL, FakeClock, FakeOpener, OpenLibrary, write_model
 
+from shardload.config import Config
 from shardload.errors import (
     AllPinned,
     HandleClosed,
@@ -16,7 +18,9 @@ from shardload.errors import (
     Overloaded,
     ShuttingDown,
 )
+from shardload.library.catalog import Catalog
 from shardload.library.lease import OpenProgress
+from shardload.library.manager import Manager
 
 pytestmark = pytest.mark.anyio
 
@@ -511,3 +515,44 @@ async def test_errors_of_unknown_models(open_library: OpenLibrary) -> None:
         library.catalog.rescan()
         with pytest.raises(ModelNotFound):
             await library.manager.lease(entry)
+
+
+async def test_errors_of_the_body_come_out_as_they_are(tmp_path: Path) -> None:
+    write_model(tmp_path / "a.gguf")
+    catalog = Catalog(Config(folders=(str(tmp_path),)))
+    opener = FakeOpener(FakeClock())
+    manager = Manager(catalog, opener, budget_bytes=lambda: 1000)
+    with pytest.raises(ShuttingDown):
+        await manager.lease(catalog.get("a"))
+
+    async def fail() -> None:
+        async with manager:
+            (await manager.lease(catalog.get("a"))).release()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert not opener.models
+    with pytest.raises(ShuttingDown):
+        await manager.load("a")
+
+
+async def test_cancelling_the_owner_closes_everything(tmp_path: Path) -> None:
+    write_model(tmp_path / "a.gguf")
+    catalog = Catalog(Config(folders=(str(tmp_path),)))
+    opener = FakeOpener(FakeClock())
+    with anyio.CancelScope() as scope:
+        async with Manager(catalog, opener, budget_bytes=1000) as manager:
+            lease = await manager.lease(catalog.get("a"))
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert not opener.models
+    lease.release()
+
+
+async def test_forgotten_leases_are_warned_of(open_library: OpenLibrary) -> None:
+    async with open_library() as library:
+        lease = await library.manager.lease(library.catalog.get("a"))
+        with pytest.warns(ResourceWarning, match="never released"):
+            del lease

@@ -1,0 +1,165 @@
+"""Whatever is asked in whatever order: the manager keeps its promises and its ledger is right."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+from fake_library import KV_BYTES, ONE_MODEL, FakeClock, FakeOpener, Library, Request, write_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shardload.config import parse_config
+from shardload.errors import AllPinned, InsufficientMemory, LoadFailed, OpenFailed, Overloaded
+from shardload.library.catalog import Catalog
+from shardload.library.entry import Kind
+from shardload.library.manager import Manager
+
+BUDGET_BYTES = 3 * ONE_MODEL
+NAMES = ("a", "b", "c", "d", "e", "wide", "huge")
+TEXT = """
+folders = ["."]
+[models.wide]
+base = "a"
+ctx = 1024
+[models.e]
+keep_alive = 2
+"""
+
+STEPS = st.one_of(
+    st.tuples(st.just("request"), st.sampled_from(NAMES)),
+    st.tuples(st.just("request"), st.sampled_from(NAMES)),
+    st.tuples(st.just("embed"), st.sampled_from(NAMES)),
+    st.tuples(st.just("release"), st.integers(0, 9)),
+    st.tuples(st.just("release"), st.integers(0, 9)),
+    st.tuples(st.just("cancel"), st.integers(0, 9)),
+    st.tuples(st.just("pass"), st.sampled_from([0.5, 3.0, 20.0])),
+    st.tuples(st.just("hold"), st.sampled_from(NAMES)),
+    st.tuples(st.just("hold_close"), st.sampled_from(NAMES)),
+    st.tuples(st.just("let go"), st.sampled_from(NAMES)),
+    st.tuples(st.just("break"), st.sampled_from(NAMES)),
+    st.tuples(st.just("mend"), st.sampled_from(NAMES)),
+    st.tuples(st.just("pin"), st.sampled_from(NAMES)),
+    st.tuples(st.just("unpin"), st.sampled_from(NAMES)),
+    st.tuples(st.just("unload"), st.sampled_from(NAMES)),
+    st.tuples(st.just("page out"), st.sampled_from(NAMES)),
+    st.tuples(st.just("rest"), st.just(0)),
+)
+
+
+class Walk:
+    """Does one step after the other, and looks at everything in between."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.requests: list[Request] = []
+        self.pinned: set[str] = set()
+
+    async def do(self, verb: str, what: str | float) -> None:
+        library, opener = self.library, self.library.opener
+        name = what if isinstance(what, str) else ""
+        if verb in ("request", "embed"):
+            kind: Kind = "embed" if verb == "embed" else "generate"
+            self.requests.append(library.request(name, kind))
+        elif verb in ("release", "cancel") and self.requests:
+            request = self.requests[int(what) % len(self.requests)]
+            if verb == "cancel":
+                request.cancel()
+            elif request.lease is not None:
+                request.release()
+        elif verb == "pass":
+            await library.pass_time(float(what))
+        elif verb == "hold":
+            opener.hold(name)
+        elif verb == "hold_close":
+            opener.hold_close(name)
+        elif verb == "let go":
+            opener.let_go(name)
+        elif verb == "break":
+            opener.failures[name] = LoadFailed(name, "broken")
+        elif verb == "mend":
+            opener.failures.pop(name, None)
+        elif verb in ("pin", "unpin"):
+            library.manager.pin(name, verb == "pin")
+        elif verb == "unload":
+            library.tasks.start_soon(library.manager.unload, name)
+        elif verb == "page out":
+            opener.resident[name] = 20
+        if verb == "rest":
+            await library.rest()
+        else:
+            await anyio.lowlevel.checkpoint()
+        self.check()
+
+    def check(self) -> None:
+        """The promises."""
+        ledger = self.library.manager._ledger
+        active = sum(weights.counted_bytes for weights in ledger.weights.values() if weights.active)
+        active += sum(i.private_bytes for i in ledger.instances.values() if i.active)
+        assert active <= BUDGET_BYTES, "more is promised than there is"
+        assert ledger.used_bytes() <= BUDGET_BYTES, "over the budget"
+        for instance in ledger.instances.values():
+            assert instance.leases >= 0
+            if instance.leases:
+                assert instance.state == "open"
+        held = [request for request in self.requests if request.lease and not request.lease.released]
+        assert sum(i.leases for i in ledger.instances.values()) >= len(held)
+        for request in held:
+            assert request.lease is not None
+            engine = request.lease.engine
+            assert not engine.closed, "a lease on a closed context"  # type: ignore[attr-defined]
+            assert engine.path == request.lease.entry.path  # type: ignore[attr-defined]
+
+    async def finish(self) -> None:
+        """With everything let go and given back, nobody is left waiting."""
+        library = self.library
+        for name in NAMES:
+            library.opener.let_go(name)
+            library.opener.failures.pop(name, None)
+            library.manager.pin(name, False)
+        for _ in range(3 * len(self.requests) + 3):
+            await library.pass_time(20.0)
+            for request in self.requests:
+                if request.lease is not None:
+                    request.release()
+        await library.rest()
+        for request in self.requests:
+            assert not request.waits or request.cancelled, "a request is lost"
+            known = (OpenFailed, Overloaded, InsufficientMemory, AllPinned)
+            assert request.error is None or isinstance(request.error, known), repr(request.error)
+        leases = sum(instance.leases for instance in library.manager._ledger.instances.values())
+        assert leases == 0, "leases are out of balance"
+        await library.pass_time(1e6)
+        assert not library.manager._ledger.instances
+        assert not library.manager._ledger.weights
+        assert library.opener.open_bytes == 0
+
+
+async def walk(folder: Path, steps: Sequence[tuple[str, str | float]]) -> None:
+    catalog = Catalog.from_config(parse_config(TEXT, folder / "x.toml"))
+    clock = FakeClock()
+    opener = FakeOpener(clock)
+    opener.sizes["huge"] = 2 * ONE_MODEL + KV_BYTES
+    async with anyio.create_task_group() as tasks:
+        manager = Manager(catalog, opener, budget_bytes=BUDGET_BYTES, clock=clock, queue_limit=3)
+        async with manager:
+            walker = Walk(Library(folder, catalog, manager, opener, clock, tasks))
+            for verb, what in steps:
+                await walker.do(verb, what)
+            await walker.finish()
+
+
+def test_any_order_of_events() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for model in ("a", "b", "c", "d", "e", "huge"):
+            write_model(folder / f"{model}.gguf")
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(STEPS, max_size=40))
+        def check(steps: list[tuple[str, str | float]]) -> None:
+            anyio.run(walk, folder, steps)
+
+        check()
