@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+COUNTED = re.compile(rb'"completion_tokens":\s*(\d+)')
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 
 
@@ -102,12 +104,10 @@ async def _stream(ask: Ask) -> Timed:
 def _tokens(ask: Ask, received: bytes) -> int:
     """What the server counted; an answer of another length would make every rate wrong."""
     head, _, rest = received.partition(b"\r\n\r\n")
-    if b" 200 " not in head.split(b"\r\n")[0] + b" ":
+    if b" 200 " not in head.partition(b"\r\n")[0]:
         raise RuntimeError(f"{ask.url} answered {received[:500]!r}")
-    marker = rest.rfind(b'"completion_tokens":')
-    counted = (
-        int(rest[marker + len(b'"completion_tokens":') :].split(b",")[0].strip(b" }")) if marker >= 0 else -1
-    )
+    found = COUNTED.findall(rest)
+    counted = int(found[-1]) if found else 0
     if counted != ask.tokens:
         raise RuntimeError(f"{ask.url} made {counted} tokens of {ask.tokens}")
     return counted

@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# The tools are beside the package, and never installed.
+sys.path.insert(0, str(Path(__file__).parents[2]))
