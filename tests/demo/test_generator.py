@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 from dialogue import PEOPLE, Tale, article, capital, casual, conversation, off_topic
-from fable import HE, KINDS, SHE, Fable
+from fable import Fable
+from fable_cast import HE, KINDS, SHE
 from hypothesis import given
 from hypothesis import strategies as st
 from pirate import Pirate

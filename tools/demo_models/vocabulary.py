@@ -43,7 +43,7 @@ def learn_merges(counts: Mapping[str, int], most: int) -> list[tuple[str, str]]:
     A word counts by the root of its frequency, so that rare words become tokens too.
     """
     words = {tuple(word): isqrt(count) for word, count in sorted(counts.items())}
-    merges = []
+    merges: list[tuple[str, str]] = []
     while len(merges) < most:
         pairs: Counter[tuple[str, str]] = Counter()
         for symbols, count in words.items():
