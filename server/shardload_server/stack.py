@@ -12,6 +12,7 @@ import anyio
 
 from shardload.config import Config
 from shardload.errors import ShuttingDown
+from shardload.runtime import assembled
 from shardload_server.auth import KeyRing, configured_keys
 from shardload_server.exchange import InFlight
 from shardload_server.metrics import Metrics
@@ -77,22 +78,6 @@ StackFactory = Callable[[Config, KeyRing], AbstractAsyncContextManager[Stack]]
 
 @asynccontextmanager
 async def open_stack(config: Config, keys: KeyRing) -> AsyncIterator[Stack]:
-    """Assemble the real parts: files, compute lane, llama.cpp, manager, service."""
-    # Imported here: an application with other parts needs no llama.cpp.
-    from shardload.engine.lane import Lane
-    from shardload.library.catalog import Catalog
-    from shardload.library.manager import Manager
-    from shardload.library.opener import LlamaOpener
-    from shardload.service import Service
-
-    catalog = Catalog.from_config(config)
-    with Lane() as lane:
-        opener = LlamaOpener(lane, config.engine)
-        async with Manager.from_config(catalog, opener, config) as manager:
-            yield Stack(
-                config,
-                catalog=catalog,
-                manager=manager,
-                service=Service(catalog, manager, config.routes),
-                keys=keys,
-            )
+    """The real parts: files, compute lane, llama.cpp, manager, service."""
+    async with assembled(config) as parts:
+        yield Stack(config, catalog=parts.catalog, manager=parts.manager, service=parts.service, keys=keys)
