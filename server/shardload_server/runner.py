@@ -57,6 +57,12 @@ class Server(uvicorn.Server):
         if self.started and self._started is not None:
             self._started()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the connections, then the stack, which uvicorn leaves out when it is in a hurry."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Listen for the signals that stop, and for the one that asks for the configuration anew."""

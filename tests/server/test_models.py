@@ -61,12 +61,6 @@ async def test_load(serve):
     ]
 
 
-async def test_load_can_release_a_pin(serve):
-    async with serve() as served:
-        await served.client.post("/models/load", json={"model": "ada", "pin": False})
-    assert served.manager.calls == [("pin", "ada", False), ("load", "ada", False, None)]
-
-
 async def test_unload_and_pin_by_alias(serve):
     async with serve() as served:
         assert (await served.client.post("/models/unload", json={"model": "ada-alias"})).json()[

@@ -77,8 +77,6 @@ async def load_model(request: Request) -> Response:
     seconds = keep_alive_seconds(body.keep_alive)
     if body.path is not None:
         await stack.manager.swap(body.model, Path(body.path))
-    if body.pin is False:
-        stack.manager.pin(body.model, False)
     await stack.manager.load(body.model, pin=body.pin, keep_alive_seconds=seconds)
     return _done(stack, body.model)
 

@@ -64,6 +64,7 @@ class ChatBody(GenerationBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def request(self) -> ChatRequest:
         """The request that the service takes; raises RequestError naming the field."""
@@ -78,6 +79,7 @@ class ChatBody(GenerationBody, kw_only=True):
             response_format=self.response_format,
             n=1 if self.n is None else self.n,
             options=_options(self, max_tokens, top_logprobs),
+            template_variables=self.chat_template_kwargs or {},
         )
 
 

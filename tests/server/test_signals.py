@@ -1,4 +1,4 @@
-"""A stop under load: a process of its own, over a real socket, with llama.cpp and a demo model."""
+"""Signals to a process of its own, over a real socket, with llama.cpp and a demo model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from shardload.demo import demo_folder
 pytestmark = pytest.mark.real
 
 SERVE = """
-import sys
+import logging, sys
 from shardload.config import load_config
 from shardload_server.runner import serve
-serve(load_config(sys.argv[1]), ready=lambda port: print(port, flush=True))
+logging.basicConfig(level=logging.INFO)
+read = lambda: load_config(sys.argv[1])
+serve(read(), ready=lambda port: print(port, flush=True), reload=read)
 """
 CLIENTS = 6
 LONG = {"model": "fable", "prompt": "Once upon a time", "ignore_eos": True, "stream": True}
@@ -76,6 +78,45 @@ def test_a_stop_under_load(start, shutdown_seconds):
     assert "Traceback" not in errors
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+
+
+def test_a_second_interrupt_ends_at_once(start):
+    process, url = start(60)
+    with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while "may finish" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert code_of([line for line in lines if line][-1].removeprefix("data: ")) == "shutting_down"
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_changed_configuration_is_taken_over(start, tmp_path):
+    process, url = start(60)
+    file = tmp_path / "shardload.toml"
+    was = file.read_text()
+    assert process.stderr is not None
+
+    def reload(text, sign):
+        file.write_text(text)
+        process.send_signal(signal.SIGHUP)
+        while sign not in (line := process.stderr.readline()):
+            assert line
+
+    assert httpx.get(f"{url}/v1/models/teller").status_code == 404
+    reload(f'{was}\n[models.teller]\nbase = "fable"\n', "taken over")
+    assert httpx.get(f"{url}/v1/models/teller").json()["id"] == "teller"
+    reload("this is = not TOML =", "stays as it was")
+    assert httpx.get(f"{url}/v1/models/teller").status_code == 200
+    reload(f"api_keys = 3\n{was}", "stays as it was")
+    reload(was, "taken over")
+    assert httpx.get(f"{url}/v1/models/teller").status_code == 404
 
 
 def last_event(text: str) -> str:
