@@ -25,6 +25,9 @@ from shardload_native.library import Llama, load, new_ffi
 
 logger = logging.getLogger("shardload.llama")
 
+# Two sets of hooks would each take the other's functions for the original ones.
+_searching = threading.Lock()
+
 SYMBOLS = ("mmap", "munmap", "posix_madvise")
 MAP_ANONYMOUS, MAP_POPULATE = 0x20, 0x8000
 PROT_READ, PROT_WRITE = 1, 2
@@ -117,12 +120,17 @@ class LoadHooks:
         return int(self._ffi.cast("uintptr_t *", slot)[0])
 
     def _write(self, slot: int, address: int) -> None:
-        page = slot & ~(mmap.PAGESIZE - 1)
         if slot in self._read_only:
-            self._libc.mprotect(self._ffi.cast("void *", page), mmap.PAGESIZE, PROT_READ | PROT_WRITE)
+            self._protect(slot, PROT_READ | PROT_WRITE)
         self._ffi.cast("uintptr_t *", slot)[0] = address
         if slot in self._read_only:
-            self._libc.mprotect(self._ffi.cast("void *", page), mmap.PAGESIZE, PROT_READ)
+            self._protect(slot, PROT_READ)
+
+    def _protect(self, slot: int, protection: int) -> None:
+        page = self._ffi.cast("void *", slot & ~(mmap.PAGESIZE - 1))
+        if self._libc.mprotect(page, mmap.PAGESIZE, protection) != 0:
+            code = self._ffi.errno
+            raise OSError(code, f"mprotect: {os.strerror(code)}")
 
     def _recording_of_this_thread(self) -> Recording | None:
         return self._recording if self._thread == threading.get_ident() else None
@@ -164,6 +172,11 @@ def find_hooks(llama: Llama) -> LoadHooks:
     for slot in places:
         if "x" not in _region_of(regions, hooks._read(slot)).permissions:
             raise SlotsNotFound(f"slot {slot:#x} of {llama.library_path.name} holds no function")
+    try:
+        for slot in places:
+            hooks._write(slot, hooks._read(slot))
+    except OSError as error:
+        raise SlotsNotFound(f"the slots of {llama.library_path.name} are locked: {error}") from error
     return hooks
 
 
@@ -183,9 +196,14 @@ class HookVerdict:
     hooks: LoadHooks | None
 
 
-@functools.cache
 def hook_verdict() -> HookVerdict:
     """Look for the slots, once per process; one line in the log where loads will not be lazy."""
+    with _searching:
+        return _search_once()
+
+
+@functools.cache
+def _search_once() -> HookVerdict:
     try:
         return HookVerdict(True, "usable", find_hooks(load()))
     except SlotsNotFound as error:

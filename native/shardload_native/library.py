@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,9 @@ from shardload_native.layout import check_layout
 from shardload_native.log import LogRouter
 
 OLDEST, BELOW = "0.3.36", "0.3.37"
+
+# A function that is cached alone may still run on two threads at once.
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,17 @@ def text(ffi: Any, pointer: Any) -> str:
     return "" if pointer == ffi.NULL else bytes(ffi.string(pointer)).decode("utf-8", "replace")
 
 
-@functools.cache
 def load() -> Llama:
-    """Open llama.cpp, once per process.
+    """Open llama.cpp, once per process, whichever threads ask.
 
     Raises UnsupportedLlama when llama-cpp-python is missing, of another version, or laid out differently.
     """
+    with _loading:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> Llama:
     package = _package_directory()
     version = check_version(_installed_version())
     ffi = new_ffi(CDEF)

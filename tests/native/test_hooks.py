@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shardload_native import hooks
 from shardload_native.got import SlotsNotFound
-from shardload_native.hooks import LoadHooks, Mapping, hook_verdict, lazy_mapping, subtract
-from shardload_native.library import load
+from shardload_native.hooks import HookVerdict, LoadHooks, Mapping, hook_verdict, lazy_mapping, subtract
+from shardload_native.library import Llama, load
 from tiny_gguf import write_llama
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the hooks are for Linux")
@@ -81,7 +83,7 @@ def test_where_hooks_cannot_be_used_a_load_is_plain(
         raise SlotsNotFound("no slots today")
 
     monkeypatch.setattr(hooks, "find_slots", fail)
-    verdict = hook_verdict.__wrapped__()
+    verdict = hooks._search_once.__wrapped__()
     assert not verdict.usable
     assert verdict.hooks is None
     if sys.platform.startswith("linux"):
@@ -108,6 +110,72 @@ def test_slots_are_looked_at_before_use(change: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hooks, "find_slots", lambda *_: wrong[change])
     with pytest.raises(SlotsNotFound):
         hooks.find_hooks(load())
+
+
+@linux_only
+def test_slots_that_cannot_be_written_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("mprotect: Permission denied")
+
+    monkeypatch.setattr(LoadHooks, "_write", refuse)
+    with pytest.raises(SlotsNotFound, match="locked: mprotect"):
+        hooks.find_hooks(load())
+
+
+@linux_only
+def test_protection_that_fails_is_no_crash() -> None:
+    usable = hook_verdict().hooks
+    assert usable is not None
+    with pytest.raises(OSError, match="mprotect"):
+        usable._protect(mmap.PAGESIZE, hooks.PROT_READ)  # nothing is mapped there
+
+
+@linux_only
+def test_threads_that_ask_at_once_get_one_set_of_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[LoadHooks] = []
+    together = threading.Barrier(4)
+
+    def find(llama: Llama) -> LoadHooks:
+        assert hooks._searching.locked()
+        made.append(LoadHooks({}, set()))
+        return made[-1]
+
+    def ask(_: int) -> HookVerdict:
+        together.wait(30)
+        return hook_verdict()
+
+    hooks._search_once.cache_clear()
+    monkeypatch.setattr(hooks, "find_hooks", find)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            verdicts = list(pool.map(ask, range(4)))
+    finally:
+        hooks._search_once.cache_clear()
+    assert len(made) == 1
+    assert all(verdict.hooks is made[0] for verdict in verdicts)
+
+
+@linux_only
+def test_loads_of_several_threads_take_turns(tmp_path: Path) -> None:
+    paths = [write_llama(tmp_path / f"{number}.gguf", seed=number) for number in range(4)]
+    usable = hook_verdict().hooks
+    assert usable is not None
+    load_model(paths[0])
+    before = slot_values(usable)
+
+    def recorded(path: Path) -> list[str]:
+        llama = load()
+        with lazy_mapping() as recording:
+            model = llama.lib.llama_model_load_from_file(
+                os.fsencode(path), llama.lib.llama_model_default_params()
+            )
+            mapped = [mapping.path for mapping in recording.mappings]
+        llama.lib.llama_model_free(model)
+        return mapped
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(recorded, paths * 3)) == [[str(path)] for path in paths * 3]
+    assert slot_values(usable) == before
 
 
 @given(

@@ -47,7 +47,7 @@ def test_missing_llama_cpp_python_is_named() -> None:
 def test_a_directory_without_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
     with pytest.raises(UnsupportedLlama, match=str(tmp_path)):
-        load.__wrapped__()
+        library._load_once.__wrapped__()
 
 
 def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
             (tmp_path / pattern.format(name)).write_bytes(b"not a library")
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
     with pytest.raises(UnsupportedLlama, match="does not load"):
-        load.__wrapped__()
+        library._load_once.__wrapped__()
 
 
 def test_symbols_are_looked_up_in_each_library() -> None:
