@@ -76,7 +76,11 @@ class Context(Handle):
         if model.architecture in POSITION_TABLES:
             self.ctx_tokens = min(self.ctx_tokens, model.n_ctx_train)
         self.batch_tokens = lib.llama_n_batch(self._handle)
-        self.pooled = lib.llama_pooling_type(self._handle) != POOLING_TYPES["none"]
+        pooling = lib.llama_pooling_type(self._handle)
+        self.pooled = pooling != POOLING_TYPES["none"]
+        # A model that ranks gives its scores where others give an embedding.
+        ranks = pooling == POOLING_TYPES["rank"]
+        self._pooled_width = lib.llama_model_n_cls_out(weights) if ranks else model.n_embd_out
         self._memory = lib.llama_get_memory(self._handle)
         self._compute = lib.llama_encode if self._memory == self._ffi.NULL else lib.llama_decode
         self._max_rows = self.batch_tokens if params.embeddings else params.slots
@@ -156,11 +160,14 @@ class Context(Handle):
             self._lib.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
 
     def embedding(self, slot: int) -> NDArray[np.float32]:
-        """The pooled embedding of a slot's sequence in the last decode: a copy, not normalised."""
+        """The pooled embedding of a slot's sequence in the last decode: a copy, not normalised.
+
+        A context that ranks gives its scores instead.
+        """
         pointer = self._lib.llama_get_embeddings_seq(self.pointer, slot)
         if pointer == self._ffi.NULL:
             raise ValueError(f"slot {slot} has no pooled embedding: it was not in the last decode")
-        return self._view(pointer, self.model.n_embd_out).copy()
+        return self._view(pointer, self._pooled_width).copy()
 
     def token_embeddings(self, rows: int) -> NDArray[np.float32]:
         """The first output rows of the last decode, unpooled, in one array: a copy."""

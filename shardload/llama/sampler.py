@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from shardload.llama.context import Context
 
 REJECTED = -math.inf
+# Logits divided by less than this leave the range of their numbers.
+LEAST_TEMPERATURE = 1e-6
 MAX_GRAMMAR_DEPTH = 100
 MAX_GRAMMAR_CHARACTERS = 2**17
 CANDIDATE = np.dtype([("token", np.int32), ("logit", np.float32), ("probability", np.float32)])
@@ -94,7 +96,9 @@ class Sampler(Handle):
         if bias := self._biases(params):
             native = self._ffi.new("llama_logit_bias[]", bias)
             add(chain, lib.llama_sampler_init_logit_bias(vocab_size, len(bias), native))
-        last = params.repeat_last_n if params.repeat_last_n >= 0 else self._context.ctx_tokens
+        # llama.cpp reserves room for as many tokens as it is told, and ends the process where it cannot.
+        longest = self._context.ctx_tokens
+        last = min(params.repeat_last_n, longest) if params.repeat_last_n >= 0 else longest
         if last and (params.repeat_penalty != 1 or params.frequency_penalty or params.presence_penalty):
             penalties = lib.llama_sampler_init_penalties(
                 vocab_size, last, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
@@ -105,11 +109,11 @@ class Sampler(Handle):
         if params.temperature <= 0:
             add(chain, lib.llama_sampler_init_greedy())
             return chain
-        add(chain, lib.llama_sampler_init_top_k(params.top_k))
+        add(chain, lib.llama_sampler_init_top_k(min(max(params.top_k, 0), vocab_size)))
         add(chain, lib.llama_sampler_init_typical(params.typical_p, 0))
         add(chain, lib.llama_sampler_init_top_p(params.top_p, 0))
         add(chain, lib.llama_sampler_init_min_p(params.min_p, 0))
-        add(chain, lib.llama_sampler_init_temp(params.temperature))
+        add(chain, lib.llama_sampler_init_temp(max(params.temperature, LEAST_TEMPERATURE)))
         seed = int.from_bytes(os.urandom(4), "little") if params.seed is None else params.seed
         # The largest value means "draw a seed" to llama.cpp.
         add(chain, lib.llama_sampler_init_dist(min(seed & 0xFFFFFFFF, 0xFFFFFFFE)))

@@ -189,6 +189,13 @@ def test_unpooled_embeddings_of_a_pooling_context(new_context: Callable[..., Con
         context.embedding(0)
 
 
+def test_a_ranking_context_gives_its_scores_and_no_more(new_context: Callable[..., Context]) -> None:
+    context = new_context(embeddings=True, pooling="rank")
+    assert context.decode([Run(0, 0, PROMPT, "all")])
+    assert context.pooled
+    assert context.embedding(0).shape == (1,)
+
+
 def test_encoders(tmp_path: Path) -> None:
     with (
         Model.open([write_bert(tmp_path / "bert.gguf", context=100)]) as model,

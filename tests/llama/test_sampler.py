@@ -175,6 +175,21 @@ def test_everything_forbidden_is_survived(context: Context) -> None:
     assert 0 <= draw(context, 1, logit_bias=bias, temperature=0.0)[0] < context.n_vocab
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"repeat_last_n": 2**31 - 1, "repeat_penalty": 1.1}, {"top_k": 2**40, "temperature": 1e-300}],
+)
+def test_extreme_values_cost_neither_memory_nor_sense(context: Context, settings: dict[str, float]) -> None:
+    assert draw(context, 1, seed=1, **{"top_k": 1, **settings}) == [int(context.logits(0).argmax())]
+
+
+def test_next_to_no_temperature_takes_the_maximum(context: Context) -> None:
+    settings = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
+    for temperature in (1e-6, 1e-20, 1e-40, 1e-300):
+        best = int(context.logits(0).argmax())
+        assert set(draw(context, 5, temperature=temperature, **settings)) == {best}
+
+
 def test_closed_samplers_say_so(context: Context) -> None:
     sampler = context.sampler(SamplingParams(grammar="root ::= [a-z]"), PROMPT)
     sampler.close()
