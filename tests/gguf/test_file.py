@@ -91,6 +91,7 @@ def test_same_as_the_reader_of_the_package(model: Path) -> None:
 
 
 def test_demo_models_same_as_the_reader_of_the_package() -> None:
+    assert len(DEMO_MODELS) >= 3
     for path in DEMO_MODELS:
         assert_same_as_reader(path)
 
