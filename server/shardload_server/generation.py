@@ -88,6 +88,7 @@ class Generation:
     ) -> None:
         stream = EventStream(
             send,
+            headers=self._planned_headers(),
             grace_seconds=GRACE_SECONDS,
             silence_seconds=SILENCE_SECONDS,
             progress_comments=self.stack.config.server.progress_comments,
@@ -107,6 +108,12 @@ class Generation:
                 await stream.end(failure_frame(failure))
         finally:
             stream.stop_heartbeat()
+
+    def _planned_headers(self) -> Mapping[str, str]:
+        """What an answer's headers will be, when they may have to go out while a model still opens."""
+        if len(self.plan.decision.candidates) > 1:
+            return {}
+        return _headers(self.plan.model, self.plan.rule)
 
     async def _send_events(self, stream: EventStream, outcome: Outcome) -> None:
         stream.start_heartbeat()
@@ -143,4 +150,8 @@ class Generation:
 
 def answer_headers(answer: Answer | Embeddings) -> Mapping[str, str]:
     """Who answered, and by which rule it was chosen."""
-    return {"x-shardload-model": header_text(answer.model), "x-shardload-rule": header_text(answer.rule)}
+    return _headers(answer.model, answer.rule)
+
+
+def _headers(model: str, rule: str) -> Mapping[str, str]:
+    return {"x-shardload-model": header_text(model), "x-shardload-rule": header_text(rule)}

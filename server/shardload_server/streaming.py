@@ -31,13 +31,13 @@ class EventStream:
         self,
         send: Send,
         *,
+        headers: Mapping[str, str],
         grace_seconds: float,
         silence_seconds: float,
         progress_comments: bool = True,
     ) -> None:
         self.started = False
-        self._send = send
-        self._headers: Mapping[str, str] = {}
+        self._send, self._headers = send, headers
         self._grace_seconds, self._silence_seconds = grace_seconds, silence_seconds
         self._progress_comments = progress_comments
         self._lock = asyncio.Lock()

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -191,6 +192,16 @@ class FakePlan:
     request: Any
     headers: Mapping[str, str]
     key: str | None
+    rule: str = "name"
+
+    @property
+    def decision(self) -> Any:
+        return SimpleNamespace(candidates=("the only one",))
+
+    @property
+    def model(self) -> str:
+        name: str = self.request.model
+        return name
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,9 @@ async def test_progress_is_told_once_the_grace_is_over(serve, progress, monkeypa
     async with serve() as served:
         served.service.opening = opening
         exchange = served.chat_exchange(stream=True)
-        assert (await exchange.start())["status"] == 200
+        start = await exchange.start()
+        assert start["status"] == 200
+        assert dict(start["headers"])[b"x-shardload-model"] == b"ada"
         assert await exchange.frame() == b": loading ada 0.42\n\n"
         opened.set()
         rest = await exchange.rest()
