@@ -161,8 +161,8 @@ class Lane:
         self._step = 0
         self._stopping = False
         self._ended = False
-        # Guards the moment of ending only: nothing is posted that nobody will read.
-        self._end_lock = threading.Lock()
+        # Nothing is posted that nobody will read; after the end, whoever holds this is the lane.
+        self._end_lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="shardload-lane", daemon=True)
 
     # -- any thread
@@ -224,8 +224,8 @@ class Lane:
             if not self._ended:
                 self._inbox.put((action, arguments))
                 return
-        self._do(action, arguments)
-        self._fail_everything()
+            self._do(action, arguments)
+            self._fail_everything()
 
     def poster(self, loop: asyncio.AbstractEventLoop) -> Poster:
         """The poster of a loop; called on that loop's thread."""
@@ -349,9 +349,9 @@ class Lane:
     def _end(self) -> None:
         with self._end_lock:
             self._ended = True
-        while not self._inbox.empty():
-            self._do(*self._inbox.get())
-        self._fail_everything()
+            while not self._inbox.empty():
+                self._do(*self._inbox.get())
+            self._fail_everything()
 
     def _fail_everything(self) -> None:
         error: ShardloadError = ShuttingDown()

@@ -10,7 +10,8 @@ class SamplingParams:
     """The choices of a sampler chain; the defaults are those of llama-server.
 
     A ``temperature`` of 0 or less is greedy. With a ``seed`` the same prompt gives the same text, whatever
-    else is running; without one each request draws its own.
+    else is running: such a request has its model's context to itself while it runs. Without one each request
+    draws its own.
     """
 
     temperature: float = 0.8

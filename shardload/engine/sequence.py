@@ -93,6 +93,16 @@ class Sequence:
         if self.stalled:
             self._notify(self)
 
+    def may_go_on(self, ahead: int) -> bool:
+        """Whether its reader is less than ``ahead`` deltas behind; if not, ``acknowledge`` wakes the lane."""
+        if self.produced - self.acknowledged < ahead:
+            self.stalled = False
+        elif not self.stalled:
+            self.stalled = True
+            # The reader may have caught up before it could see the flag, and then does not wake the lane.
+            self.stalled = self.produced - self.acknowledged >= ahead
+        return not self.stalled
+
     @property
     def computed_tokens(self) -> int:
         """The tokens whose KV is there."""
@@ -109,10 +119,8 @@ class Sequence:
         """Take the next token; the delta to be sent, if there is one now."""
         if self.first_token_at is None:
             self.first_token_at = now
-        if is_end:
-            if not self.request.ignore_eos:
-                return self.finish("stop", now)
-            piece = b""
+        if is_end and not self.request.ignore_eos:
+            return self.finish("stop", now)
         self.tokens.append(token)
         self.completion_tokens += 1
         assembler = self.assembler

@@ -97,7 +97,7 @@ class DeltaStream:
 
     async def __anext__(self) -> Delta:
         mailbox = self._mailbox
-        while not mailbox.events:
+        while not mailbox.events or self._ended:
             if self._ended:
                 raise StopAsyncIteration
             mailbox.waiter = asyncio.get_running_loop().create_future()

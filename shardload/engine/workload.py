@@ -3,6 +3,9 @@
 A sequence is queued until a slot and enough KV cells are there, and runs from then until it ends.
 Its prompt, its own tokens and what must be computed again after a pause are all the same to a step: tokens
 that are known and not in the KV cache yet.
+
+What is computed depends in its last digits on where in the cache its cells are, and a draw may turn on them.
+So a seeded sequence runs by itself, from an empty cache; other engines take turns with it as ever.
 """
 
 from __future__ import annotations
@@ -96,21 +99,12 @@ class Workload:
 
     def prepare(self) -> bool:
         """Admit what can be admitted; whether there is anything to compute."""
+        for sequence in self._running:
+            sequence.may_go_on(self._output_limit)
         if self._queue:
             self._admit()
-        limit = self._output_limit
-        self._ready = ready = []
-        for sequence in self._running:
-            if sequence.produced - sequence.acknowledged < limit:
-                sequence.stalled = False
-                ready.append(sequence)
-            elif not sequence.stalled:
-                sequence.stalled = True
-                # The reader may have caught up before it could see the flag, and then does not wake the lane.
-                if sequence.produced - sequence.acknowledged < limit:
-                    sequence.stalled = False
-                    ready.append(sequence)
-        return bool(ready) or self._embeddings.is_ready()
+        self._ready = [sequence for sequence in self._running if not sequence.stalled]
+        return bool(self._ready) or self._embeddings.is_ready()
 
     def step(self, number: int, *, crowded: bool) -> None:
         """One decode, and what follows from it; ``crowded`` when other engines have running sequences."""
@@ -122,6 +116,8 @@ class Workload:
         chunk = self._chunk_tokens(SHARED_CHUNK_SECONDS, CHUNK_TOKENS[-1])
         budget = self.runner.batch_tokens
         lonely = chunk if crowded else self._chunk_tokens(LONELY_CHUNK_SECONDS, budget)
+        if any(sequence.solo for sequence in self._ready):
+            lonely = budget
         batch = compose(
             self._ready,
             budget_tokens=min(budget, max(lonely, self.runner.slots)),
@@ -139,23 +135,43 @@ class Workload:
     # -- admission
 
     def _admit(self) -> None:
-        free = self._slots.idle_count - (1 if self._embeddings_turn and self._embeddings else 0)
-        index = 0
-        while free > 0 and index < len(self._queue):
-            sequence = self._queue[index]
-            placement = self._slots.place(sequence.tokens, reuse=not sequence.solo)
-            if placement is None or not self._fits(sequence, placement):
-                break
-            free -= 1
-            if self._is_worth_waiting(sequence, placement):
-                index += 1  # its slot stays reserved
+        # One that was parked comes back when its reader has taken half of what it was behind.
+        near = self._output_limit // 2 + 1
+        reserved = 1 if self._embeddings_turn and self._embeddings else 0
+        for sequence in list(self._queue):
+            if sequence.stalled and not sequence.may_go_on(near):
                 continue
-            del self._queue[index]
+            placement = self._placement(sequence, reserved)
+            while placement is None and self._park():
+                placement = self._placement(sequence, reserved)
+            if placement is None:
+                break
+            if self._is_worth_waiting(sequence, placement):
+                reserved += 1
+                continue
+            self._queue.remove(sequence)
             try:
                 self._start(sequence, placement)
             except Exception as error:
                 self._fail(sequence, self._explained(error))
         self._count()
+
+    def _placement(self, sequence: Sequence, reserved: int) -> Placement | None:
+        """Where a sequence could start now, if anywhere."""
+        if self._running and (sequence.solo or self._running[0].solo):
+            return None
+        if self._slots.idle_count <= reserved:
+            return None
+        placement = self._slots.place(sequence.tokens, reuse=not sequence.solo)
+        return placement if placement is not None and self._fits(sequence, placement) else None
+
+    def _park(self) -> bool:
+        """Take the slot of a sequence whose reader is behind, for one that can use it."""
+        for sequence in self._running:
+            if sequence.stalled:
+                self._pause(sequence)
+                return True
+        return False
 
     def _fits(self, sequence: Sequence, placement: Placement) -> bool:
         """Whether the cells suffice, idle caches not counted. What runs alone is always tried."""
@@ -167,7 +183,7 @@ class Workload:
         return used + needed + headroom <= self.runner.ctx_tokens
 
     def _is_worth_waiting(self, sequence: Sequence, placement: Placement) -> bool:
-        if sequence.solo or not self._running:
+        if not self._running:
             return False
         expected = self._slots.expected_prefix(sequence.tokens)
         return expected - placement.cached_tokens >= AWAITED_PREFIX_TOKENS
@@ -176,6 +192,9 @@ class Workload:
         request = sequence.request
         if sequence.sampler is None and not request.sampling.takes_the_maximum:
             sequence.sampler = self.runner.sampler(request.sampling, sequence.tokens)
+        if sequence.solo:
+            for slot in self._slots.slots:
+                self._empty(slot)
         cached = self._bring_prefix(placement)
         sequence.slot = self._slots.take(placement, sequence.tokens, cached)
         sequence.shared_tokens = placement.shared_tokens if cached else 0
@@ -262,7 +281,7 @@ class Workload:
             piece = self._learn(token)
         is_end = token in self._end_tokens
         logprob = None
-        if distribution is not None and not is_end:
+        if distribution is not None and (not is_end or sequence.request.ignore_eos):
             logprob = distribution.of(token, self._piece)
         before = sequence.completion_tokens
         delta = sequence.append(token, piece, is_end, logprob, now)
@@ -290,8 +309,7 @@ class Workload:
             self._empty(cache)
             return
         if len(self._running) > 1:
-            # A seeded sequence is computed again token by token, so others go first.
-            self._pause(max(self._running, key=lambda other: (not other.solo, other.arrival)))
+            self._empty(self._pause(max(self._running, key=attrgetter("arrival"))))
             return
         for sequence in list(self._running):
             if sequence.completion_tokens:
@@ -301,17 +319,18 @@ class Workload:
             else:
                 self._fail(sequence, PromptTooLong(sequence.prompt_tokens, sequence.computed_tokens))
 
-    def _pause(self, sequence: Sequence) -> None:
-        logger.debug("%s: paused a sequence of %d tokens, no KV cells", self.name, len(sequence.tokens))
+    def _pause(self, sequence: Sequence) -> Slot:
+        """Back into the queue; the slot that it had keeps its content until that is needed."""
+        logger.debug("%s: paused a sequence of %d tokens", self.name, len(sequence.tokens))
         self.stats.paused_total += 1
         slot = sequence.slot
         assert slot is not None
         self._running.remove(sequence)
         sequence.slot, sequence.shared_tokens = None, 0
         self._slots.release(slot)
-        self._empty(slot)
         insort(self._queue, sequence, key=attrgetter("arrival"))
         self._count()
+        return slot
 
     # -- embeddings
 

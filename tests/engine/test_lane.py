@@ -136,6 +136,29 @@ def test_a_lane_that_never_started_closes() -> None:
         _ = reader.finish
 
 
+def test_after_the_end_one_thread_at_a_time_is_the_lane() -> None:
+    lane = Lane()
+    lane.close()
+    inside, leave = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def first() -> None:
+        inside.set()
+        assert leave.wait(30)
+        lane.post(done.append, "within")
+        done.append("first")
+
+    threads = [threading.Thread(target=lane.post, args=(first,))]
+    threads[0].start()
+    assert inside.wait(30)
+    threads.append(threading.Thread(target=lane.post, args=(done.append, "second")))
+    threads[1].start()
+    leave.set()
+    for thread in threads:
+        thread.join(30)
+    assert done == ["within", "first", "second"]
+
+
 def test_an_engine_that_breaks_does_not_take_the_lane_along(
     lane: Lane, caplog: pytest.LogCaptureFixture
 ) -> None:

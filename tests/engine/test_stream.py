@@ -8,7 +8,7 @@ import anyio
 import pytest
 from fakes import FakeRunner, FakeVocab
 
-from shardload.engine import Engine, GenerationRequest, Lane, SamplingParams
+from shardload.engine import Delta, Engine, GenerationRequest, Lane, SamplingParams
 from shardload.errors import DecodeFailed, ModelUnavailable
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +63,15 @@ async def test_leaving_early_cancels_the_sequence(lane: Lane) -> None:
         assert (await anext(stream)).text == "z"
     assert await read(engine, "short") == "zzz"
     await stream.aclose()
+    assert [delta async for delta in stream] == []
+
+
+async def test_nothing_is_read_after_closing(lane: Lane) -> None:
+    stream = lane.attach(FakeRunner(reply=lambda prompt: "abc"), name="model").stream(asking("x"))
+    assert (await anext(stream)).text == "a"
+    stream.close()
+    # What the lane had on its way arrives all the same.
+    stream._mailbox.receive((Delta("b", (98,)),))
     assert [delta async for delta in stream] == []
 
 

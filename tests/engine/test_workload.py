@@ -63,6 +63,9 @@ def test_ignore_eos_goes_on_and_shows_no_end_token(bench: TurnedLane) -> None:
     bench.run()
     assert (reader.text, reader.finish.reason) == ("ab", "length")
     assert reader.tokens == [97, 98, END, END, END]
+    told = bench.submit(bench.attach(says("ab")), [1], ignore_eos=True, max_tokens=5, top_logprobs=0)
+    bench.run()
+    assert [entry.token for delta in told.deltas for entry in delta.logprobs] == told.tokens == reader.tokens
 
 
 def test_a_full_context_ends_with_length(bench: TurnedLane) -> None:
@@ -184,137 +187,6 @@ def test_chunks_shrink_where_computing_is_slow(bench: TurnedLane, monkeypatch: p
     assert 16 <= max(chunks) <= 30
 
 
-def test_a_conversation_goes_on_from_its_cache(bench: TurnedLane) -> None:
-    runner = FakeRunner()
-    engine = bench.attach(runner)
-    first = bench.submit(engine, list(range(50)), max_tokens=5)
-    bench.run()
-    turn = [*range(50), *first.tokens, 60, 61]
-    second = bench.submit(engine, turn, max_tokens=5)
-    bench.run()
-    assert second.tokens == runner.expected(turn, 5)
-    assert second.finish.usage.cached_tokens >= 54
-    assert engine.stats.cached_tokens_total == second.finish.usage.cached_tokens
-    assert engine.stats.prompt_tokens_total == 50 + len(turn)
-
-
-def test_parallel_requests_compute_a_common_prompt_once(bench: TurnedLane) -> None:
-    runner = FakeRunner(ctx_tokens=512, slots=4)
-    engine = bench.attach(runner)
-    system = list(range(100))
-    prompts = [[*system, 200 + number] for number in range(4)]
-    readers = [bench.submit(engine, prompt, max_tokens=8) for prompt in prompts]
-    bench.run()
-    for prompt, reader in zip(prompts, readers, strict=True):
-        assert reader.tokens == runner.expected(prompt, 8)
-    assert [reader.finish.usage.cached_tokens for reader in readers] == [0, 100, 100, 100]
-    assert sum(len(run.tokens) for runs in runner.steps for run in runs) < 101 + 4 * 9
-    assert runner.cells_used < 101 + 4 * 9
-
-
-def test_others_pass_a_sequence_that_waits_for_a_prefix(bench: TurnedLane) -> None:
-    runner = FakeRunner(ctx_tokens=512, slots=3, batch_tokens=32)
-    engine = bench.attach(runner)
-    source = bench.submit(engine, list(range(100)), max_tokens=3)
-    waiting = bench.submit(engine, [*range(100), 7], max_tokens=3)
-    other = bench.submit(engine, [9, 9, 9], max_tokens=3)
-    bench.lane.turn()
-    assert (engine.stats.running, engine.stats.queued) == (2, 1)
-    bench.run()
-    assert waiting.finish.usage.cached_tokens > 100 - 32
-    assert source.tokens == runner.expected(list(range(100)), 3)
-    assert waiting.tokens == runner.expected([*range(100), 7], 3)
-    assert other.tokens == runner.expected([9, 9, 9], 3)
-
-
-def test_a_recurrent_model_shares_nothing_in_part_and_is_right(bench: TurnedLane) -> None:
-    runner = FakeRunner(recurrent=True, slots=2)
-    engine = bench.attach(runner)
-    first = bench.submit(engine, list(range(40)), max_tokens=20)
-    bench.run(until=lambda: len(first.deltas) >= 3)
-    second = bench.submit(engine, [*range(40), 99], max_tokens=6)
-    bench.run()
-    torn = bench.submit(engine, [*range(20), 98], max_tokens=6)
-    bench.run()
-    continued = [*range(40), *first.tokens, 5, 6]
-    third = bench.submit(engine, continued, max_tokens=6)
-    bench.run()
-    assert first.tokens == runner.expected(list(range(40)), 20)
-    assert second.tokens == runner.expected([*range(40), 99], 6)
-    assert torn.tokens == runner.expected([*range(20), 98], 6)
-    assert third.tokens == runner.expected(continued, 6)
-
-
-def test_slots_with_separate_caches_share_nothing(bench: TurnedLane) -> None:
-    class Separate(FakeRunner):
-        def share(self, source: int, target: int, tokens: int) -> None:
-            raise ValueError("separate caches")
-
-    runner = Separate(slots=2)
-    engine = bench.attach(runner)
-    readers = [bench.submit(engine, [*range(60), number], max_tokens=4) for number in range(3)]
-    bench.run()
-    for number, reader in enumerate(readers):
-        assert reader.tokens == runner.expected([*range(60), number], 4)
-
-
-def test_without_cells_idle_caches_go_first(bench: TurnedLane) -> None:
-    runner = FakeRunner(ctx_tokens=64, slots=4, batch_tokens=32)
-    engine = bench.attach(runner)
-    for start in (0, 100, 200):
-        bench.submit(engine, list(range(start, start + 18)), max_tokens=2)
-        bench.run()
-    reader = bench.submit(engine, [7] * 40, max_tokens=6)
-    bench.run()
-    assert reader.tokens == runner.expected([7] * 40, 6)
-    assert engine.stats.paused_total == 0
-
-
-def test_without_cells_the_youngest_pauses_and_loses_nothing(bench: TurnedLane) -> None:
-    runner = FakeRunner(ctx_tokens=100, slots=3, batch_tokens=32)
-    engine = bench.attach(runner)
-    prompts = [[number] * 10 for number in (1, 2, 3)]
-    readers = [bench.submit(engine, prompt, max_tokens=60, ignore_eos=True) for prompt in prompts]
-    bench.run()
-    for prompt, reader in zip(prompts, readers, strict=True):
-        expected = runner.expected(prompt, 60)
-        assert reader.tokens[: len(expected)] == expected
-        assert (len(reader.tokens), reader.finish.reason) == (60, "length")
-    assert 1 <= engine.stats.paused_total <= 6
-    assert readers[0].ended.is_set()
-
-
-def test_admission_leaves_room_for_those_that_run(bench: TurnedLane) -> None:
-    runner = FakeRunner(ctx_tokens=100, slots=4)
-    engine = bench.attach(runner)
-    readers = [bench.submit(engine, [number] * 60, max_tokens=10) for number in (1, 2)]
-    bench.lane.turn()
-    assert (engine.stats.running, engine.stats.queued) == (1, 1)
-    bench.run()
-    assert [len(reader.tokens) for reader in readers] == [
-        len(runner.expected([number] * 60, 10)) for number in (1, 2)
-    ]
-    assert engine.stats.paused_total == 0
-
-
-def test_a_slot_smaller_than_promised_ends_with_length(bench: TurnedLane) -> None:
-    class Small(FakeRunner):
-        cells = 20
-
-        def decode(self, runs):  # type: ignore[no-untyped-def]
-            return self.cells_used + sum(len(run.tokens) for run in runs) <= 20 and super().decode(runs)
-
-    runner = Small(ctx_tokens=100)
-    engine = bench.attach(runner)
-    reader = bench.submit(engine, [1] * 10, ignore_eos=True)
-    bench.run()
-    assert (len(reader.tokens), reader.finish.reason) == (11, "length")
-    long = bench.submit(engine, [1] * 30)
-    bench.run()
-    with pytest.raises(PromptTooLong):
-        _ = long.finish
-
-
 def test_a_failed_decode_ends_its_own_sequences_only(bench: TurnedLane) -> None:
     broken, sound = FakeRunner(fail_steps=[3]), FakeRunner()
     engine, other = bench.attach(broken, "broken"), bench.attach(sound, "sound")
@@ -369,61 +241,6 @@ def test_a_cancelled_sequence_frees_its_slot_before_the_next_step(bench: TurnedL
     assert third.tokens == runner.expected([3] * 5, 4)
 
 
-def test_a_slow_reader_stalls_itself_only(bench: TurnedLane) -> None:
-    runner = FakeRunner(reply=lambda prompt: "y" * 40)
-    engine = bench.attach(runner)
-    slow, quick = bench.submit(engine, [1], slow=True), bench.submit(engine, [2])
-    bench.run()
-    assert (len(slow.deltas), quick.text) == (8, "y" * 40)
-    assert slow.sequence is not None
-    slow.sequence.acknowledge(3)
-    bench.run()
-    assert len(slow.deltas) == 11
-    slow.slow = False
-    slow.sequence.acknowledge(8)
-    bench.run()
-    assert slow.text == "y" * 40
-
-
-def test_a_seeded_text_does_not_depend_on_what_else_runs(bench: TurnedLane) -> None:
-    seeded = {"sampling": SamplingParams(temperature=1.5, seed=7), "max_tokens": 20, "ignore_eos": True}
-    prompt = list(range(90))
-    alone_runner = FakeRunner(batch_tokens=32)
-    alone = bench.submit(bench.attach(alone_runner), prompt, **seeded)
-    bench.run()
-    runner = FakeRunner(batch_tokens=32)
-    engine = bench.attach(runner)
-    others = [bench.submit(engine, prompt[: 20 + number], max_tokens=30) for number in range(2)]
-    bench.run(until=others[0].began.is_set)
-    among = bench.submit(engine, prompt, **seeded)
-    bench.run()
-    assert among.tokens == alone.tokens
-    assert among.finish.usage.cached_tokens == 0
-    shapes = [[(run.start, len(run.tokens)) for run in runs] for runs in alone_runner.steps]
-    solo = [runs for runs in runner.steps if any(run.tokens[0] == 0 and run.start == 0 for run in runs)]
-    slot = solo[-1][0].slot
-    mine = [
-        [(run.start, len(run.tokens)) for run in runs]
-        for runs in runner.steps
-        if runs[0].slot == slot and len(runs) == 1
-    ]
-    assert mine[: len(shapes)] == shapes
-
-
-def test_a_paused_seeded_sequence_is_computed_again_in_the_same_shapes(bench: TurnedLane) -> None:
-    runner = FakeRunner(ctx_tokens=80, slots=2, batch_tokens=16)
-    engine = bench.attach(runner)
-    seeds = [SamplingParams(temperature=1.0, seed=seed) for seed in (1, 2)]
-    readers = [
-        bench.submit(engine, [seed.seed] * 20, sampling=seed, max_tokens=40, ignore_eos=True)
-        for seed in seeds
-    ]
-    bench.run()
-    assert engine.stats.paused_total >= 1
-    assert all(len(reader.tokens) == 40 for reader in readers)
-    assert {len(run.tokens) for runs in runner.steps for run in runs if run.start >= 20} == {1}
-
-
 def test_logprobs_are_those_of_the_raw_distribution(bench: TurnedLane) -> None:
     runner = FakeRunner()
     engine = bench.attach(runner)
@@ -459,36 +276,47 @@ def test_counters_follow_the_work(bench: TurnedLane) -> None:
     assert stats.compute_seconds_total > 0
 
 
+WAYS = ("read", "read", "slow", "cancelled")
 prompts = st.lists(st.integers(0, 3), min_size=1, max_size=60)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(prompts, st.integers(1, 25), st.booleans(), st.integers(0, 12)), max_size=10),
+    st.lists(
+        st.tuples(prompts, st.integers(1, 25), st.sampled_from(WAYS), st.booleans(), st.integers(0, 12)),
+        max_size=10,
+    ),
     st.integers(1, 4),
     st.integers(1, 40),
     st.booleans(),
 )
 def test_every_sequence_gets_its_own_text_whatever_happens(
-    work: list[tuple[list[int], int, bool, int]], slots: int, batch_tokens: int, recurrent: bool
+    work: list[tuple[list[int], int, str, bool, int]], slots: int, batch_tokens: int, recurrent: bool
 ) -> None:
-    """Random arrivals, cancellations, tiny caches: each token depends on every KV cell of its slot."""
+    """Cancellations, slow readers, tiny caches: each token depends on every KV cell of its slot."""
     lane = Lane(output_limit_tokens=4)
     bench = TurnedLane(lane)
     runner = FakeRunner(ctx_tokens=90, slots=slots, batch_tokens=batch_tokens, recurrent=recurrent)
     engine = bench.attach(runner)
     readers = []
-    for prompt, max_tokens, cancelled, turns in work:
-        reader = bench.submit(engine, prompt, max_tokens=max_tokens)
-        readers.append((reader, prompt, max_tokens, cancelled))
+    for prompt, max_tokens, way, seeded, turns in work:
+        sampling = SamplingParams(temperature=0, seed=1 if seeded else None)
+        reader = bench.submit(engine, prompt, max_tokens=max_tokens, sampling=sampling, slow=way == "slow")
+        readers.append((reader, prompt, max_tokens, way))
         for _ in range(turns):
             lane.turn()
-        if cancelled and reader.sequence is not None:
+        if way == "cancelled" and reader.sequence is not None:
             reader.sequence.cancel()
     bench.run()
-    for reader, prompt, max_tokens, cancelled in readers:
+    assert all(reader.ended.is_set() for reader, _, _, way in readers if way == "read")
+    for reader, *_ in readers:
+        if reader.slow and reader.sequence is not None:
+            reader.slow = False
+            reader.sequence.acknowledge(len(reader.deltas))
+    bench.run()
+    for reader, prompt, max_tokens, way in readers:
         expected = runner.expected(prompt, min(max_tokens, 91 - len(prompt)))
-        if cancelled:
+        if way == "cancelled":
             assert reader.tokens == expected[: len(reader.tokens)]
         else:
             assert reader.tokens == expected
