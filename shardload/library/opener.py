@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -28,6 +29,8 @@ T = TypeVar("T")
 Progress = Callable[[float], None]
 
 PROGRESS_STEP = 0.01
+SMALL_WEIGHTS_BYTES = 16 * 2**20
+"""A step over fewer bytes is done before a second thread has joined in."""
 
 logger = logging.getLogger("shardload.library")
 
@@ -110,7 +113,6 @@ class LlamaOpener:
         self._lane, self._settings = lane, settings
         self._limiter = anyio.CapacityLimiter(1)
         self._giving_up = threading.Event()
-        self._threads = settings.threads or available_cores()
 
     def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
         """What opening the entry will take."""
@@ -153,6 +155,11 @@ class LlamaOpener:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
+    def _threads_for(self, entry: ModelEntry) -> int:
+        if self._settings.threads:
+            return self._settings.threads
+        return 1 if entry.size_bytes < SMALL_WEIGHTS_BYTES else available_cores()
+
     def _batch_tokens(self, entry: ModelEntry, kind: Kind) -> int:
         # A text is pooled in one batch: what the context holds must fit it.
         return entry.ctx_tokens if kind == "embed" else min(self._settings.batch, entry.ctx_tokens)
@@ -170,14 +177,15 @@ class LlamaOpener:
     def _open_instance(self, model: Model, entry: ModelEntry, kind: Kind) -> InstanceHandle:
         from shardload.llama import Context, ContextParams
 
+        threads = self._threads_for(entry)
         context: Context = Context(
             model,
             ContextParams(
                 ctx_tokens=entry.ctx_tokens,
                 slots=entry.slots,
                 batch_tokens=self._batch_tokens(entry, kind),
-                threads=self._threads,
-                threads_batch=self._threads,
+                threads=threads,
+                threads_batch=threads,
                 embeddings=kind == "embed",
                 pooling="mean" if kind == "embed" and model.pooling is None else None,
             ),
@@ -208,9 +216,11 @@ def _close_weights(model: Model, *, drop_pages: bool) -> None:
     if drop_pages:
         model.page_out()
     model.close()
+    memory.trim_heap()
     if drop_pages:
         for path in paths:
-            memory.drop_file_cache(path)
+            with contextlib.suppress(OSError):  # deleted meanwhile, and its pages with it
+                memory.drop_file_cache(path)
 
 
 class _Reporter:
