@@ -20,6 +20,7 @@ DECLARATIONS = """
     int madvise(void *address, size_t length, int advice);
     int msync(void *address, size_t length, int flags);
     long syscall(long number, ...);
+    int malloc_trim(size_t pad);
 """
 CACHESTAT = 451  # one number for every architecture that Linux still adds system calls to
 
@@ -63,6 +64,16 @@ def cachestat(descriptor: int, offset: int, length: int) -> CacheStatistics:
     number, handle, flags = ffi.cast("long", CACHESTAT), ffi.cast("int", descriptor), ffi.cast("int", 0)
     _check(library.syscall(number, handle, asked, answer, flags), "cachestat")
     return CacheStatistics(answer.nr_cache, answer.nr_dirty, answer.nr_evicted, answer.nr_recently_evicted)
+
+
+def malloc_trim() -> None:
+    """Give the heap's free pages back to the system. Raises OSError, ENOSYS, where only glibc can do it."""
+    _, library = _libc()
+    try:
+        trim = library.malloc_trim
+    except AttributeError as error:
+        raise OSError(errno.ENOSYS, "this C library cannot trim its heap") from error
+    trim(0)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from shardload.errors import AllPinned, InsufficientMemory
-from shardload.library.eviction import check_fits, plan
+from shardload.library.eviction import Candidate, check_fits, plan
 from shardload.library.ledger import Instance, Ledger, Waiter, Weights
 
 
@@ -66,7 +66,9 @@ class Turn:
             else:
                 actions.look_again(impatient_at)
         self._shrink(actions)
-        actions.unused = self.ledger.begin_close_unused()
+        actions.unused = self.ledger.begin_close_unused(
+            actions.reserved_for.oldest if actions.reserved_for else math.inf
+        )
         return actions
 
     def _admit(self, instance: Instance, actions: Actions) -> bool:
@@ -111,9 +113,10 @@ class Turn:
         if bytes_to_free <= 0:
             return
         keep = {*self.pinned, instance, *self._older(instance)}
-        found = plan(bytes_to_free, self.ledger.candidates(keep, self.min_residency_seconds), self.now)
+        candidates = self.ledger.candidates(keep, self.min_residency_seconds, instance.oldest)
+        found = plan(bytes_to_free, candidates, self.now)
         for victim in found.victims:
-            self._evict(self.ledger.instances[victim.key], actions)  # type: ignore[index]
+            self._evict(victim, actions, until=instance.oldest)
         if found.retry_at is not None:
             actions.look_again(found.retry_at)
 
@@ -143,10 +146,11 @@ class Turn:
         candidates = self.ledger.candidates(self.pinned, self.min_residency_seconds)
         found = plan(over_bytes, candidates, self.now)
         for victim in found.victims or sorted(candidates, key=lambda candidate: candidate.last_used):
-            self._evict(self.ledger.instances[victim.key], actions)  # type: ignore[index]
+            self._evict(victim, actions)
 
-    def _evict(self, instance: Instance, actions: Actions) -> None:
-        self.ledger.begin_close(instance, drop_pages=True)
+    def _evict(self, victim: Candidate, actions: Actions, until: float = math.inf) -> None:
+        instance = self.ledger.instances[victim.key]
+        self.ledger.begin_close(instance, drop_pages=True, until=until)
         actions.evictions.append(instance)
 
 

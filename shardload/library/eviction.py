@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shardload.errors import AllPinned, InsufficientMemory
 
@@ -13,7 +14,8 @@ from shardload.errors import AllPinned, InsufficientMemory
 class Candidate:
     """An idle instance that may leave; the bytes of its weights are freed with their last instance."""
 
-    key: Hashable
+    key: Any
+    """The caller's name for it."""
     weights: Hashable
     private_bytes: int
     weights_bytes: int

@@ -282,14 +282,17 @@ class Ledger:
         instance.waiters.clear()
         return waiters
 
-    def begin_close(self, instance: Instance, *, drop_pages: bool) -> None:
-        """Take an idle instance out of use; its weights go with it when nobody else needs them."""
+    def begin_close(self, instance: Instance, *, drop_pages: bool, until: float = math.inf) -> None:
+        """Take an idle instance out of use, and its weights unless somebody else needs them.
+
+        Requests that arrived after ``until`` do not count as somebody.
+        """
         instance.state = "closing"
         weights = instance.weights
         if weights is None:
             return
         weights.drop_pages = drop_pages
-        if all(other.state == "closing" for other in weights.instances) and not self._wanted(weights):
+        if all(other.state == "closing" for other in weights.instances) and not self._wanted(weights, until):
             weights.state = "closing"
 
     def finish_close(self, instance: Instance) -> None:
@@ -308,22 +311,23 @@ class Ledger:
         if instance.state == "waiting" and not instance.waiters:
             self.instances.pop(instance.key, None)
 
-    def begin_close_unused(self) -> list[Weights]:
-        """Take weights out of use that lost their instances; returns them."""
+    def begin_close_unused(self, until: float) -> list[Weights]:
+        """Take weights out of use that lost their instances and that no request from before needs."""
         unused = [
             weights
             for weights in self.weights.values()
-            if weights.state == "open" and not weights.instances and not self._wanted(weights)
+            if weights.state == "open" and not weights.instances and not self._wanted(weights, until)
         ]
         for weights in unused:
             weights.state = "closing"
         return unused
 
-    def _wanted(self, weights: Weights) -> bool:
-        """Whether a waiting instance will use them."""
+    def _wanted(self, weights: Weights, until: float) -> bool:
+        """Whether a waiting instance will use them, for a request that arrived until then."""
         return any(
-            instance.state == "waiting" and instance.waiters and instance.key[0][0] == weights.key
+            instance.key[0][0] == weights.key and instance.state == "waiting" and instance.oldest <= until
             for instance in self.instances.values()
+            if instance.waiters
         )
 
     def idle_weights(self) -> list[Weights]:
@@ -332,11 +336,15 @@ class Ledger:
             weights for weights in self.weights.values() if weights.state == "open" and not weights.active
         ]
 
-    def candidates(self, pinned: Iterable[Instance], min_residency_seconds: float) -> list[Candidate]:
-        """The idle instances that may leave."""
-        kept = set(pinned)
+    def candidates(
+        self, keep: Iterable[Instance], min_residency_seconds: float, until: float = math.inf
+    ) -> list[Candidate]:
+        """The idle instances that may leave for a request that arrived at ``until``."""
+        kept = set(keep)
         return [
-            _candidate(instance, instance.weights, min_residency_seconds, self._wanted(instance.weights))
+            _candidate(
+                instance, instance.weights, min_residency_seconds, self._wanted(instance.weights, until)
+            )
             for instance in self.instances.values()
             if instance.idle and instance not in kept and instance.weights is not None
         ]

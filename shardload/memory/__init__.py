@@ -1,6 +1,7 @@
 """Pages: what is in memory, bringing it in, sending it away, and how much room there is."""
 
 from shardload.memory.advise import drop_file_cache, page_out, populate_read
+from shardload.memory.heap import trim_heap
 from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
 from shardload.memory.pages import PAGE_BYTES
 from shardload.memory.process import ProcessMemory
@@ -18,4 +19,5 @@ __all__ = [
     "process_memory",
     "resident_bytes",
     "resident_pages",
+    "trim_heap",
 ]

@@ -217,7 +217,7 @@ async def test_a_waiter_that_leaves_during_a_replacement(open_library: OpenLibra
         go_on()
         await until(library, lambda: not second.waits)
         assert second.lease is not None
-        assert library.opener.opens["a"] == 2
+        assert second.lease.entry.file_key == library.catalog.get("a").file_key
 
 
 async def test_reconfigure(open_library: OpenLibrary) -> None:
