@@ -1,16 +1,41 @@
-"""Makes ``fakes`` importable from every test directory, and the library's API over them."""
+"""Makes ``fakes`` importable from every test directory; the library's API over them; a folder on a disk."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def disk_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose files can leave memory: ``/tmp`` is in memory itself on many systems."""
+    for parent in (tmp_path, Path("/var/tmp"), Path(__file__).parents[1]):
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            continue
+        with TemporaryDirectory(dir=parent, prefix="shardload-test-") as folder:
+            if _can_be_dropped(Path(folder) / "probe"):
+                yield Path(folder)
+                return
+    yield tmp_path
+
+
+def _can_be_dropped(probe: Path) -> bool:
+    from shardload.memory import drop_file_cache, file_resident_bytes
+
+    with probe.open("wb") as file:
+        file.write(os.urandom(2**16))
+        file.flush()
+        os.fsync(file.fileno())
+    return not drop_file_cache(probe) or file_resident_bytes(probe) in (0, None)
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_failed_open_leaves_nothing_open(fuzzer: ModuleType, tmp_path: Path) -> 
     assert again == descriptor
 
 
-def test_open_reads_the_header_of_a_sparse_file_and_nothing_else(fuzzer: ModuleType, tmp_path: Path) -> None:
+def test_open_reads_the_header_of_a_sparse_file_and_nothing_else(fuzzer: ModuleType, disk_path: Path) -> None:
     size, words = 10 * 2**30, 128_000
     keys = [
         fuzzer.key("general.architecture", 8, fuzzer.text("llama")),
@@ -227,7 +227,7 @@ def test_open_reads_the_header_of_a_sparse_file_and_nothing_else(fuzzer: ModuleT
         fuzzer.key("tokenizer.ggml.token_type", 9, fuzzer.array(5, words, b"\1\0\0\0" * words)),
     ]
     tensors = [fuzzer.tensor(f"blk.{n}.weight", (2**20, 79), 0, n * 79 * 2**22) for n in range(32)]
-    path = tmp_path / "sparse.gguf"
+    path = disk_path / "sparse.gguf"
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys)) + b"".join(keys + tensors)
     with path.open("wb") as sparse:
         sparse.write(head)

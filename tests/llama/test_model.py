@@ -36,8 +36,8 @@ def test_facts_of_a_model(model: Model, llama_path: Path) -> None:
 
 
 @linux_only
-def test_opening_touches_no_weight(tmp_path: Path) -> None:
-    path = write_llama(tmp_path / "large.gguf", dim=512, hidden=8192, layers=2)
+def test_opening_touches_no_weight(disk_path: Path) -> None:
+    path = write_llama(disk_path / "large.gguf", dim=512, hidden=8192, layers=2)
     size = path.stat().st_size
     assert size > 100 * 2**20
     with open(path, "rb") as file:
@@ -65,8 +65,8 @@ def test_mappings_are_what_is_mapped(model: Model, llama_path: Path) -> None:
 
 
 @linux_only
-def test_pages_leave_and_come_back(tmp_path: Path) -> None:
-    path = write_llama(tmp_path / "m.gguf", dim=256, hidden=4096)
+def test_pages_leave_and_come_back(disk_path: Path) -> None:
+    path = write_llama(disk_path / "m.gguf", dim=256, hidden=4096)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     with Model.open([path]) as model:

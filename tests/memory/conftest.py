@@ -22,8 +22,8 @@ class MappedFile:
 
 
 @pytest.fixture
-def mapped_file(tmp_path: Path) -> Iterator[MappedFile]:
-    path = tmp_path / "pages"
+def mapped_file(disk_path: Path) -> Iterator[MappedFile]:
+    path = disk_path / "pages"
     length = 64 * PAGE_BYTES
     with path.open("wb") as file:
         file.write(os.urandom(length))

@@ -9,8 +9,8 @@ import pytest
 from shardload.memory import PAGE_BYTES, advise, drop_file_cache, file_resident_bytes, page_out, populate_read
 
 
-def test_dropping_a_file_that_nobody_maps(tmp_path: Path) -> None:
-    path = tmp_path / "file"
+def test_dropping_a_file_that_nobody_maps(disk_path: Path) -> None:
+    path = disk_path / "file"
     with path.open("wb") as file:
         file.write(os.urandom(32 * PAGE_BYTES))
         file.flush()
