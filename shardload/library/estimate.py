@@ -12,9 +12,8 @@ F32_BYTES = 4
 CELL_PADDING_TOKENS = 256  # llama.cpp rounds a context up to this
 MAX_MICRO_BATCH_TOKENS = 512
 # Heap that llama.cpp's vocabulary takes, measured on vocabularies of 32k to 152k tokens.
-TOKEN_BYTES = 320
+TOKEN_BYTES = 250
 MERGE_BYTES = 150
-BUFFER_BYTES = 1 << 20  # what any context takes beside the parts that grow with the model
 
 ENCODERS = frozenset(
     {
@@ -97,15 +96,16 @@ def compute_bytes(
 
     ``whole_batch`` stands for contexts that compute each batch in one piece, as those for embeddings do.
     """
-    rows = (
-        min(batch_tokens, ctx_tokens)
-        if whole_batch
-        else min(batch_tokens, MAX_MICRO_BATCH_TOKENS, ctx_tokens)
-    )
-    activations = F32_BYTES * rows * (5 * shape.embedding_length + 2 * shape.feed_forward_length)
-    mask = (F32_BYTES + F16_BYTES) * rows * ctx_tokens
-    logits = 2 * F32_BYTES * slots * shape.vocabulary_tokens
-    return BUFFER_BYTES + activations + mask + logits
+    rows = min(batch_tokens, ctx_tokens)
+    if not whole_batch:
+        rows = min(rows, MAX_MICRO_BATCH_TOKENS)
+    has_cache = shape.kv_bytes_per_token > 0
+    # Measured on llama.cpp's graphs: what is alive at the same time in the widest place.
+    width = 7 * shape.embedding_length * (2 if whole_batch and has_cache else 1)
+    activations = F32_BYTES * rows * (width + 2 * shape.feed_forward_length)
+    mask = F16_BYTES * rows * (ctx_tokens if has_cache else rows)
+    logits = F32_BYTES * slots * shape.vocabulary_tokens
+    return activations + mask + logits
 
 
 def vocabulary_bytes(shape: MemoryShape) -> int:

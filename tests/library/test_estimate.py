@@ -110,3 +110,24 @@ def test_prediction_is_the_sum() -> None:
     assert prediction.private_bytes == sum(parts)
     assert compute_bytes(found, 512, 8) > compute_bytes(found, 512, 2)
     assert compute_bytes(found, 4096, 2) > compute_bytes(found, 512, 2)
+
+
+@pytest.mark.parametrize(
+    ("ctx_tokens", "slots", "batch_tokens", "whole_batch", "mebibytes"),
+    [
+        (512, 1, 512, False, 49.6),
+        (2048, 4, 512, False, 51.5),
+        (8192, 4, 512, False, 57.5),
+        (2048, 4, 64, False, 6.9),
+        (2048, 4, 2048, True, 306.6),
+    ],
+)
+def test_compute_bytes_as_measured(
+    ctx_tokens: int, slots: int, batch_tokens: int, whole_batch: bool, mebibytes: float
+) -> None:
+    """What llama.cpp reports for the shape of TinyLlama 1.1B."""
+    found = MemoryShape(
+        kv_bytes_per_token=22528, embedding_length=2048, feed_forward_length=5632, vocabulary_tokens=32000
+    )
+    estimate = compute_bytes(found, ctx_tokens, slots, batch_tokens=batch_tokens, whole_batch=whole_batch)
+    assert estimate / 2**20 == pytest.approx(mebibytes, rel=0.1)
