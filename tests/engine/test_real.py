@@ -10,6 +10,8 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
+from shardload_native.amx import avoid_traps
+from shardload_native.library import load
 from turned_lane import GREEDY, Reader
 
 from shardload.demo import demo_folder
@@ -103,6 +105,7 @@ def served(lane: Lane) -> Iterator[dict[str, Served]]:
 @pytest.fixture(scope="module")
 def reference() -> dict[str, dict[str, list[int]]]:
     """What llama-cpp-python itself generates, greedily."""
+    avoid_traps(load())
     answers: dict[str, dict[str, list[int]]] = {}
     for name in NAMES:
         llama = llama_cpp.Llama(
@@ -252,6 +255,28 @@ def test_logprobs_are_those_of_the_models_distribution(served: dict[str, Served]
     for (token, _, value), (other, _, expected) in zip(first.top, entries[0].top, strict=True):
         assert token == other
         assert value == pytest.approx(expected, abs=2e-2)
+
+
+def test_logprobs_of_a_sampled_text_are_those_that_llama_cpp_python_computes(
+    served: dict[str, Served],
+) -> None:
+    model = served[NAMES[1]]
+    prompt = model.tokens(PROMPTS[0])
+    biased = SamplingParams(temperature=0.9, repeat_penalty=1.3, seed=3)
+    entries = entries_of(model.start(prompt, sampling=biased, max_tokens=20, ignore_eos=True, top_logprobs=5))
+    assert len(entries) == 20
+    avoid_traps(load())
+    reference = llama_cpp.Llama(
+        str(path_of(NAMES[1])), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True
+    )
+    reference.eval([*prompt, *(entry.token for entry in entries)])
+    for row, entry in enumerate(entries, len(prompt) - 1):
+        logits = reference.scores[row].astype(np.float64)
+        expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        assert entry.logprob == pytest.approx(expected[entry.token], abs=0.05)
+        for token, _, logprob in entry.top:
+            assert logprob == pytest.approx(expected[token], abs=0.05)
+    reference.close()
 
 
 def test_bytes_of_a_character_are_never_sent_alone(served: dict[str, Served]) -> None:
