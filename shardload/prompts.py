@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
-from shardload.chat.messages import with_system
+from shardload.chat.messages import Message, with_system, with_system_said_by_user
 from shardload.chat.template import ChatTemplate, template_source
 from shardload.errors import RequestError, UnencodableText
 from shardload.library.entry import ModelEntry
@@ -31,7 +32,10 @@ class Vocabulary(Protocol):
 def chat_tokens(
     request: ChatRequest, entry: ModelEntry, vocab: Vocabulary, make_template: MakeTemplate
 ) -> list[int]:
-    """The tokens of a conversation in the model's own form; raises RequestError."""
+    """The tokens of a conversation in the model's own form.
+
+    Raises RequestError, and ModelUnavailable for a model whose template is broken.
+    """
     if any(message.has_images for message in request.messages):
         raise RequestError(f"the model {entry.name!r} does not take images", param="messages")
     begin, end = _piece(vocab, vocab.bos), _piece(vocab, vocab.eos)
@@ -42,13 +46,23 @@ def chat_tokens(
             f"the model {entry.name!r} does not take tools: its chat template has no place for them",
             param="tools",
         )
-    text = template.render(
-        with_system(request.messages, entry.system), request.tools, **request.template_variables
-    )
+    text = _rendered(template, with_system(request.messages, entry.system), request)
     # Most templates print the begin token themselves, and a model that gets two of them answers worse.
     starts = bool(begin) and text.startswith(begin)
     tokens = vocab.tokenize(text, add_special=not starts, parse_special=True)
     return _not_empty(tokens, vocab, "messages")
+
+
+def _rendered(template: ChatTemplate, messages: Sequence[Message], request: ChatRequest) -> str:
+    try:
+        return template.render(messages, request.tools, request.template_variables)
+    except RequestError:
+        # Some families have no system role, and their templates refuse it.
+        turned = with_system_said_by_user(messages)
+        if turned != tuple(messages):
+            with suppress(RequestError):
+                return template.render(turned, request.tools, request.template_variables)
+        raise
 
 
 def completion_tokens(prompt: Prompt, vocab: Vocabulary) -> list[int]:

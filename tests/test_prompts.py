@@ -83,6 +83,19 @@ def test_the_system_text_of_a_virtual_model(chat: Callable[..., list[int]]) -> N
     assert text(chat(FakeVocab(), template, own, system="Be kind.")) == "[system:Be brief.][user:Hi]"
 
 
+def test_a_system_text_for_a_model_without_the_role(chat: Callable[..., list[int]]) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' or m.content == 'No' %}"
+        "{{ raise_exception(m.content + ' is refused') }}{% endif %}"
+        "[{{ m.role }}:{{ m.content }}]{% endfor %}"
+    )
+    assert text(chat(FakeVocab(), template, system="Be kind.")) == "[user:Be kind.\n\nHi]"
+    own = (Message("system", "Be brief."), *ASKED, Message("assistant", "Ho"))
+    assert text(chat(FakeVocab(), template, own)) == "[user:Be brief.\n\nHi][assistant:Ho]"
+    with pytest.raises(RequestError, match=r"Be kind\. is refused"):
+        chat(FakeVocab(), template, (*ASKED, Message("assistant", "No")), system="Be kind.")
+
+
 def test_images_and_tools_need_a_model_for_them(chat: Callable[..., list[int]]) -> None:
     with pytest.raises(RequestError, match="'m' does not take images"):
         chat(FakeVocab(), None, (Message("user", (ImagePart("http://a/b"),)),))

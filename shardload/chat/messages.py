@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -91,6 +91,14 @@ def with_system(messages: Sequence[Message], system: str | None) -> tuple[Messag
     if not system or any(message.role in SYSTEM_ROLES for message in messages):
         return tuple(messages)
     return (Message("system", system), *messages)
+
+
+def with_system_said_by_user(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation with a leading system text put before the user's first words."""
+    if len(messages) < 2 or messages[0].role not in SYSTEM_ROLES or messages[1].role != "user":
+        return tuple(messages)
+    system, first, *rest = messages
+    return (replace(first, content=f"{system.text}\n\n{first.text}"), *rest)
 
 
 def _call_for_template(call: ToolCall) -> dict[str, Any]:

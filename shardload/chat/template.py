@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shardload.chat.messages import Message
-from shardload.errors import RequestError
+from shardload.errors import ModelUnavailable, RequestError
 
 # Files made before templates were stored in them are mostly tuned on ChatML: markers in the vocabulary tell.
 CHATML = (
@@ -26,6 +28,16 @@ CHATML = (
 PLAIN = "{{ messages | map(attribute='content') | join('\\n') }}"
 
 
+class AssistantTurn(Extension):
+    """``{% generation %}``: marks for training what the assistant says, and prints nothing itself."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTemplate:
     """One compiled template with the pieces it may print; rendering is pure and safe in any thread.
 
@@ -35,10 +47,11 @@ class ChatTemplate:
 
     def __init__(
         self, source: str, bos: str = "", eos: str = "", *, clock: Callable[[], datetime] = datetime.now
-    ):
+    ) -> None:
+        """Compile it; raises ModelUnavailable where the file's template is none that we can read."""
         self.source, self.bos, self.eos = source, bos, eos
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, AssistantTurn]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
@@ -46,7 +59,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise RequestError(f"the model's chat template does not parse: {error}") from error
+            raise ModelUnavailable(f"the model's chat template does not parse: {error}") from error
 
     @property
     def takes_tools(self) -> bool:
@@ -57,15 +70,17 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **extra: Any,
+        extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text; raises RequestError with the template's own words where it refuses."""
+        """The prompt's text up to where the model goes on; ``extra`` are variables of the template's own.
+
+        Raises RequestError with the template's own words where it refuses.
+        """
         variables: dict[str, Any] = {
-            **extra,
+            "add_generation_prompt": True,
+            **(extra or {}),
             "messages": [message.for_template() for message in messages],
             "tools": list(tools) if tools else None,
-            "add_generation_prompt": add_generation_prompt,
             "bos_token": self.bos,
             "eos_token": self.eos,
         }

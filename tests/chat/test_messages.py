@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardload.chat.messages import ImagePart, Message, TextPart, ToolCall, parse_messages, with_system
+from shardload.chat.messages import (
+    ImagePart,
+    Message,
+    TextPart,
+    ToolCall,
+    parse_messages,
+    with_system,
+    with_system_said_by_user,
+)
 from shardload.errors import RequestError
 
 
@@ -110,3 +118,10 @@ def test_a_system_text_is_put_first_only_where_there_is_none() -> None:
     assert with_system(asked, None) == asked
     own = (Message("developer", "Be brief."), *asked)
     assert with_system(own, "Be kind.") == own
+
+
+def test_a_system_text_may_be_said_by_the_user() -> None:
+    system, asked = Message("system", "Be kind."), Message("user", (TextPart("Hi"),), name="Ann")
+    assert with_system_said_by_user((system, asked)) == (Message("user", "Be kind.\n\nHi", name="Ann"),)
+    for others in ((asked,), (system,), (system, Message("assistant", "Hi")), ()):
+        assert with_system_said_by_user(others) == others

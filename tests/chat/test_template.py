@@ -6,7 +6,7 @@ import pytest
 
 from shardload.chat.messages import Message
 from shardload.chat.template import CHATML, PLAIN, ChatTemplate, template_source
-from shardload.errors import RequestError
+from shardload.errors import ModelUnavailable, RequestError
 
 ASKED = (Message("system", "Be kind."), Message("user", "Hi"))
 
@@ -37,8 +37,19 @@ def test_json_is_not_escaped_for_html() -> None:
 
 def test_the_generation_prompt_and_extra_variables() -> None:
     template = ChatTemplate("{% if add_generation_prompt %}go{% endif %}{{ enable_thinking }}")
-    assert template.render(ASKED, enable_thinking=False) == "goFalse"
-    assert template.render(ASKED, add_generation_prompt=False, enable_thinking=1) == "1"
+    assert template.render(ASKED, extra={"enable_thinking": False}) == "goFalse"
+    assert template.render(ASKED, extra={"add_generation_prompt": False, "enable_thinking": 1}) == "1"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "bos_token", "self", "extra"])
+def test_extra_variables_never_take_the_place_of_the_conversation(name: str) -> None:
+    template = ChatTemplate("{{ bos_token }}{{ messages[0].content }}{{ tools is none }}", "<s>")
+    assert template.render(ASKED, extra={name: [3]}) == "<s>Be kind.True"
+
+
+def test_what_marks_turns_for_training_prints_nothing() -> None:
+    source = "{% for m in messages %}{% generation %}{{ m.content }};{% endgeneration %}{% endfor %}"
+    assert ChatTemplate(source).render(ASKED) == "Be kind.;Hi;"
 
 
 def test_no_tools_are_none() -> None:
@@ -70,7 +81,7 @@ def test_what_a_template_refuses_is_the_requests_fault(source: str, words: str) 
 
 
 def test_a_template_that_does_not_parse() -> None:
-    with pytest.raises(RequestError, match="template does not parse"):
+    with pytest.raises(ModelUnavailable, match="template does not parse"):
         ChatTemplate("{% for %}")
 
 
