@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,14 @@ from shardload.toml_lines import KeyPath, key_lines
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+MoreThanNothing = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
+CountOrAll = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
+TokenId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}$")]
+StopText = Annotated[str, msgspec.Meta(min_length=1)]
 S = TypeVar("S", bound="_Section")
 
 FOREVER_SECONDS = -1.0
@@ -64,22 +73,25 @@ class EngineConfig(_Section, frozen=True):
 
 
 class ParametersConfig(_Section, frozen=True):
-    """``[models.NAME.parameters]``: what a request may leave out; only checked, kept as a mapping."""
+    """``[models.NAME.parameters]``: what a request may leave out; only checked, kept as a mapping.
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
+    The ranges are those of a request's own options, so that a value out of them is never blamed on a client.
+    """
+
+    temperature: NotNegative | None = None
+    top_k: CountOrAll | None = None
+    top_p: PositiveShare | None = None
+    min_p: Share | None = None
+    typical_p: PositiveShare | None = None
+    repeat_penalty: MoreThanNothing | None = None
+    repeat_last_n: CountOrAll | None = None
+    presence_penalty: Finite | None = None
+    frequency_penalty: Finite | None = None
+    logit_bias: dict[TokenId, Finite] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32 - 1)] | None = None
     grammar: str | None = None
-    max_tokens: Positive | None = None
-    stop: list[str] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] | None = None
+    stop: Annotated[list[StopText], msgspec.Meta(max_length=16)] | None = None
     ignore_eos: bool | None = None
 
 
@@ -242,7 +254,7 @@ def _section(raw: Any, kind: type[S], source: ConfigSource, where: KeyPath) -> S
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$")
+        message, place = re.split(r" - at (?:`key` in )?`\$|$", str(error), maxsplit=1)
         keys = where + _place(place.rstrip("`"))
         raise source.error(f"{_dotted(keys)}: {message[:1].lower()}{message[1:]}", *keys) from error
 

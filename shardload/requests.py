@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import msgspec
 
 from shardload.chat.messages import Message
 from shardload.engine.sampling import SamplingParams
@@ -58,7 +61,7 @@ class Options:
                 )
         if isinstance(stop := shaped.get("stop"), str):
             shaped["stop"] = (stop,)
-        elif stop is not None:
+        elif isinstance(stop, list):
             shaped["stop"] = tuple(stop)
         if (bias := shaped.get("logit_bias")) is not None:
             shaped["logit_bias"] = _logit_bias(bias)
@@ -81,6 +84,8 @@ class Options:
         _check_stops(self.stop)
         for _, bias in self.logit_bias or ():
             _check_number("logit_bias", bias, float, -math.inf, math.inf)
+        if self.ignore_eos is not None and not isinstance(self.ignore_eos, bool):
+            raise RequestError("ignore_eos must be true or false", param="ignore_eos")
         if self.grammar is not None and not isinstance(self.grammar, str):
             raise RequestError("grammar must be a string of GBNF", param="grammar")
 
@@ -126,6 +131,11 @@ class ChatRequest:
     options: Options = field(default_factory=Options)
     template_variables: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def tools_text(self) -> str:
+        """The tools as templates mostly write them; empty without any."""
+        return msgspec.json.encode(self.tools, enc_hook=str).decode() if self.tools else ""
+
     def check(self) -> None:
         """Raise RequestError naming the first field at fault."""
         if not self.messages:
@@ -170,6 +180,7 @@ class EmbeddingRequest:
         if not self.inputs:
             raise RequestError("input is empty: give at least one text", param="input")
         _check_number("dimensions", self.dimensions, int, 1, _INT_LIMIT)
+        _check_number("keep_alive_seconds", self.keep_alive_seconds, float, -math.inf, math.inf)
 
 
 Request = ChatRequest | CompletionRequest | EmbeddingRequest
@@ -185,7 +196,7 @@ def _check_number(name: str, value: Any, kind: type, low: float, high: float) ->
     accepted = int if kind is int else (int, float)
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise RequestError(f"{name} must be {'a whole number' if kind is int else 'a number'}", param=name)
-    if not low <= value <= high or not math.isfinite(value):
+    if not low <= value <= high or not abs(value) <= sys.float_info.max:
         bounds = (
             f"between {low} and {high}"
             if math.isfinite(high)
@@ -199,15 +210,15 @@ def _check_number(name: str, value: Any, kind: type, low: float, high: float) ->
 def _check_stops(stops: Sequence[str] | None) -> None:
     if stops is None:
         return
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise RequestError("stop must be strings that are not empty", param="stop")
     if len(stops) > STOPS_LIMIT:
         raise RequestError(f"stop has {len(stops)} strings, at most {STOPS_LIMIT} are taken", param="stop")
-    if not all(isinstance(stop, str) and stop for stop in stops):
-        raise RequestError("stop must be strings that are not empty", param="stop")
 
 
 def _logit_bias(bias: Any) -> tuple[tuple[int, float], ...]:
     pairs = bias.items() if isinstance(bias, Mapping) else bias
     try:
         return tuple((int(token), value) for token, value in pairs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RequestError("logit_bias must give a number to each token id", param="logit_bias") from error

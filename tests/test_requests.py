@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardload.chat.messages import Message
+from shardload.config import ParametersConfig
 from shardload.engine.sampling import SamplingParams
 from shardload.errors import RequestError
 from shardload.requests import SEEDS, ChatRequest, CompletionRequest, EmbeddingRequest, Options
@@ -35,6 +37,12 @@ from shardload.requests import SEEDS, ChatRequest, CompletionRequest, EmbeddingR
         ("stop", ("a",) * 17, "stop has 17 strings, at most 16"),
         ("stop", ("a", ""), "stop must be strings that are not empty"),
         ("stop", (3,), "stop must be strings"),
+        ("stop", 5, "stop must be strings"),
+        ("ignore_eos", "no", "ignore_eos must be true or false"),
+        ("temperature", 10**400, "temperature must be at least 0"),
+        ("presence_penalty", -(10**400), "presence_penalty must be finite"),
+        ("logit_bias", {1: 10**400}, "logit_bias must be finite"),
+        ("logit_bias", {math.inf: 1}, "logit_bias must give a number to each token id"),
         ("logit_bias", {1: math.inf}, "logit_bias must be finite"),
         ("logit_bias", {"x": 1}, "logit_bias must give a number to each token id"),
         ("logit_bias", 3, "logit_bias must give a number"),
@@ -47,6 +55,26 @@ def test_options_out_of_range_name_themselves(name: str, value: Any, words: str)
         Options.of({name: value})
     assert caught.value.param == name
     assert words in str(caught.value)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(ParametersConfig.__struct_fields__),
+        st.integers()
+        | st.floats()
+        | st.booleans()
+        | st.text(max_size=2)
+        | st.lists(st.text(max_size=2), max_size=20)
+        | st.dictionaries(st.text("0123456789x", max_size=10), st.floats(), max_size=2),
+        max_size=3,
+    )
+)
+def test_what_a_configuration_may_say_is_in_range_for_every_request(values: dict[str, Any]) -> None:
+    try:
+        msgspec.convert(values, ParametersConfig)
+    except msgspec.ValidationError:
+        return
+    Options.of(values)
 
 
 def test_options_from_a_mapping() -> None:
@@ -95,6 +123,7 @@ ASKED = (Message("user", "Hi"),)
         (CompletionRequest("a", ("x",), options=Options(seed=-1)), "seed"),
         (EmbeddingRequest("a", ()), "input"),
         (EmbeddingRequest("a", ("x",), dimensions=0), "dimensions"),
+        (EmbeddingRequest("a", ("x",), keep_alive_seconds=math.nan), "keep_alive_seconds"),
     ],
 )
 def test_requests_name_the_field_at_fault(request_: Any, param: str) -> None:
