@@ -135,7 +135,9 @@ def _targets(
 def _lack(entry: ModelEntry, features: RequestFeatures) -> str | None:
     """What a model cannot do that the request needs; None when it can answer."""
     if features.endpoint == "embedding":
-        return None
+        # Any language model can be asked for vectors; one that ranks has scores only.
+        makes_none = entry.kind == "embed" and "embedding" not in entry.capabilities
+        return "ranks texts and makes no embeddings" if makes_none else None
     if entry.kind == "embed":
         return "makes embeddings only"
     if features.tools and "tools" not in entry.capabilities:

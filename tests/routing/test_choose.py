@@ -152,6 +152,15 @@ def test_auto_as_a_fallback_takes_anyone_able(catalog: CatalogView) -> None:
     assert names(choose(features(), catalog, routes, cold)) == ["large", "small", "helper"]
 
 
+def test_a_model_that_ranks_makes_no_vectors(catalog: FakeCatalog) -> None:
+    catalog.found.append(make_entry("judge", size_bytes=1, kind="embed", capabilities=frozenset()))
+    wanted = features(endpoint="embedding")
+    assert names(choose(wanted, catalog, (), cold)) == ["vectors"]
+    assert names(choose(features("small", endpoint="embedding"), catalog, (), cold)) == ["small"]
+    with pytest.raises(RequestError, match="'judge' ranks texts and makes no embeddings"):
+        choose(features("judge", endpoint="embedding"), catalog, (), cold)
+
+
 @pytest.mark.parametrize(
     ("request_features", "words"),
     [
