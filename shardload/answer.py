@@ -203,6 +203,10 @@ class Merged:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for stream in self._streams:
             await stream.aclose()
+        # Whoever waits for the next delta learns that there is none.
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait((0, StopAsyncIteration()))
 
     async def _carry(self, index: int, stream: Stream) -> None:
         try:

@@ -90,15 +90,23 @@ class Runtime:
         """Do something on the loop and wait for it; raises HandleClosed after ``close``."""
         if self.closed:
             raise HandleClosed("the model")
-        return self._portal.call(work, *arguments)
+        future = self._portal.start_task_soon(work, *arguments)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # whoever was interrupted while waiting wants it no more
+            raise
 
     def start(self, request: Request) -> Answer:
         """Plan and start an answer; it is closed with the runtime at the latest."""
         return self.call(self._start, request)
 
     def next(self, answer: Answer) -> AnswerDelta:
-        """The next delta of an answer; raises StopAsyncIteration at its end."""
-        return self.call(self._next, answer)
+        """The next delta of an answer that has not ended; raises HandleClosed where it was closed."""
+        try:
+            return self.call(self._next, answer)
+        except StopAsyncIteration:
+            raise HandleClosed("the model") from None
 
     def end(self, answer: Answer) -> None:
         """Close an answer; idempotent, also after ``close``."""

@@ -61,6 +61,31 @@ def test_closing_the_models_ends_what_runs(fake_models: Pair) -> None:
     generation.close()
 
 
+def test_closing_the_models_wakes_who_waits(fake_models: Pair) -> None:
+    models, manager = fake_models
+    models.generate("small", "Hi")
+    runner = manager.runners["small", "generate"]
+    runner.gate.clear()
+    runner.entered.clear()
+    generation = models.generate("small", "Hi", stream=True)
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            generation.read()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert runner.entered.wait(30)
+    models.close()
+    thread.join()
+    runner.gate.set()
+    assert [type(error) for error in errors] == [HandleClosed]
+    assert manager.leases == []
+
+
 def test_a_model_taken_away_is_an_error(fake_models: Pair) -> None:
     models, manager = fake_models
     models.generate("small", "Hi")

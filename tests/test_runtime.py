@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
 from shardload.config import Config
@@ -37,6 +40,33 @@ def test_work_is_done_on_a_thread_of_its_own() -> None:
     assert runtime.closed
     with pytest.raises(HandleClosed):
         runtime.call(thread)
+
+
+def test_whoever_is_interrupted_takes_the_work_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, cancelled = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    class Interrupted:
+        def __init__(self, future: Future[None]) -> None:
+            self.cancel = future.cancel
+
+        def result(self) -> None:
+            assert started.wait(30)
+            raise KeyboardInterrupt
+
+    with contextlib.closing(Runtime(Config(), nothing)) as runtime:
+        start = runtime._portal.start_task_soon
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime._portal, "start_task_soon", lambda *args: Interrupted(start(*args)))
+            with pytest.raises(KeyboardInterrupt):
+                runtime.call(work)
+        assert cancelled.wait(30)
 
 
 def test_errors_of_the_parts_come_out() -> None:
