@@ -45,6 +45,7 @@ def features_of(
     tools = json_schema = images = False
     if isinstance(request, ChatRequest):
         tokens = sum(estimate_tokens(message.text) + MESSAGE_TOKENS for message in request.messages)
+        tokens += estimate_tokens(request.tools_text)
         tools, images = bool(request.tools), any(message.has_images for message in request.messages)
         json_schema = response_schema(request.response_format) is not None
     else:

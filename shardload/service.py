@@ -58,6 +58,8 @@ Progress = Callable[["OpenProgress"], None]
 
 LONG_TEXT_CHARACTERS = 20_000
 """From here on tokens are made on a worker thread: the event loop has others to serve."""
+MESSAGE_CHARACTERS = 16
+"""What a message costs beside its text."""
 WORKER_THREADS = 2
 TEMPLATES_KEPT = 64
 
@@ -179,8 +181,8 @@ class Service:
         characters = _characters(prompts)
         if isinstance(request, ChatRequest):
             schema = response_schema(request.response_format)
-            characters = sum(len(message.text) for message in request.messages)
-        if schema is not None and options.grammar is not None:
+            characters = _chat_characters(request)
+        if schema is not None and request.options.grammar is not None:
             raise RequestError("response_format and grammar cannot be combined", param="grammar")
 
         def work() -> _Prepared:
@@ -267,6 +269,14 @@ def _generation(prompt: Sequence[int], prepared: _Prepared, offset: int) -> Gene
         ignore_eos=bool(options.ignore_eos),
         top_logprobs=options.top_logprobs,
     )
+
+
+def _chat_characters(request: ChatRequest) -> int:
+    said = sum(
+        len(message.text) + MESSAGE_CHARACTERS + sum(len(call.arguments) for call in message.tool_calls)
+        for message in request.messages
+    )
+    return said + len(request.tools_text)
 
 
 def _characters(prompts: Sequence[Prompt]) -> int:

@@ -20,8 +20,8 @@ def test_features_of_a_chat() -> None:
     assert features_of(request, [("X-Tier", "gold")], "secret") == RequestFeatures(
         endpoint="chat",
         model="auto",
-        prompt_tokens=14,
-        context_tokens=114,
+        prompt_tokens=20,
+        context_tokens=120,
         tools=True,
         json_schema=True,
         images=True,

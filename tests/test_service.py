@@ -193,6 +193,35 @@ async def test_two_grammars_are_one_too_many(service: Service, manager: FakeMana
     assert manager.leases == []
 
 
+async def test_a_response_format_wins_over_the_models_own_grammar(
+    catalog: FakeCatalog, manager: FakeManager
+) -> None:
+    catalog.found = [make_entry("bound", parameters={"temperature": 0, "grammar": "bad"})]
+    service = Service(catalog, manager)  # type: ignore[arg-type]
+    asked = ChatRequest("bound", ASKED, response_format={"type": "json_object"})
+    assert await ask(service, asked) == {0: "<Hi>"}
+    with pytest.raises(RequestError, match="the grammar does not parse"):
+        await ask(service, ChatRequest("bound", ASKED))
+    assert manager.leases == []
+
+
+async def test_long_tools_are_rendered_on_another_thread(catalog: FakeCatalog, manager: FakeManager) -> None:
+    threads: list[int] = []
+
+    class Noting(FakeVocab):
+        def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+            threads.append(threading.get_ident())
+            return super().tokenize(text, add_special=add_special)
+
+    manager.vocab = Noting()
+    able = frozenset({"completion", "chat", "tools"})
+    catalog.found = [make_entry("able", chat_template="{{ tools | length }}", capabilities=able)]
+    service = Service(catalog, manager)  # type: ignore[arg-type]
+    tools = ({"type": "function", "function": {"name": "a", "description": "x" * 50_000}},)
+    assert await ask(service, ChatRequest("able", ASKED, tools=tools, options=GREEDY)) == {0: "<1>"}
+    assert threads != [threading.get_ident()]
+
+
 async def test_a_long_text_is_tokenised_on_another_thread(catalog: FakeCatalog, manager: FakeManager) -> None:
     threads: list[int] = []
 
@@ -418,6 +447,20 @@ async def test_closed_in_the_middle(service: Service, manager: FakeManager, n: i
     with pytest.raises(StopAsyncIteration):
         await anext(answer)
     await answer.aclose()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_closed_while_somebody_waits_for_it(service: Service, manager: FakeManager, n: int) -> None:
+    await ask(service, ChatRequest("small", ASKED, options=GREEDY))
+    runner = manager.runners["small", "generate"]
+    runner.gate.clear()
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, n=n, options=GREEDY)))
+    waiting = asyncio.create_task(read(answer))
+    await settle()
+    await answer.aclose()
+    assert await waiting == {}
+    assert manager.leases == []
+    runner.gate.set()
 
 
 @pytest.mark.parametrize("n", [1, 3])
