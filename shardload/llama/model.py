@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from shardload_native.amx import avoid_traps
-from shardload_native.hooks import Mapping, lazy_mapping
-from shardload_native.library import Llama, load, text
-
 from shardload import memory
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama.handle import Handle
 from shardload.llama.vocab import Vocab
+from shardload_native.amx import avoid_traps
+from shardload_native.hooks import Mapping, lazy_mapping
+from shardload_native.library import Llama, load, text
 
 logger = logging.getLogger("shardload.llama")
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
-from shardload_native.library import Llama
-
 from shardload.errors import UnencodableText
 from shardload.llama.encodable import SentencePieceAlphabet
 from shardload.llama.stack import call_with_stack
+from shardload_native.library import Llama
 
 NO_TOKEN = -1
 NO_VOCABULARY, SENTENCE_PIECE, BYTE_PAIR, WORD_PIECE = 0, 1, 2, 3

@@ -6,10 +6,10 @@ import os
 
 import numpy as np
 from numpy.typing import NDArray
-from shardload_native import libc
 
 from shardload.memory.pages import PAGE_BYTES, mapped, page_span
 from shardload.memory.process import ProcessMemory, portable_process_memory
+from shardload_native import libc
 
 MADV_WILLNEED = 3
 MINCORE_INCORE = 1

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from shardload_native import libc
 
 from shardload.memory.pages import PAGE_BYTES, mapped, page_span, touch
 from shardload.memory.process import ProcessMemory, parse_status
+from shardload_native import libc
 
 MADV_PAGEOUT = 21
 MADV_POPULATE_READ = 22

@@ -10,8 +10,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from shardload_server.cli.app import app
 from typer.testing import CliRunner, Result
+
+from shardload_server.cli.app import app
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from shardload_server.cli import doctor
 from typer.testing import Result
 
 from shardload.errors import UnsupportedLlama
 from shardload.llama.facts import LlamaFacts, parse_features
+from shardload_server.cli import doctor
 
 Invoke = Callable[..., Result]
 FACTS = LlamaFacts(

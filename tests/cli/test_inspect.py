@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
+
 from shardload_server.cli.inspect import bar, format_count, value_line
 from shardload_server.cli.inspection import Block
-from typer.testing import Result
 
 Invoke = Callable[..., Result]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shardload_server.cli.inspection import Residency, bar_cells
 
 from shardload.gguf import TensorInfo
 from shardload.gguf.constants import TENSOR_TYPES
+from shardload_server.cli.inspection import Residency, bar_cells
 
 PAGE_BYTES = 16
 BYTE = next(kind for kind in TENSOR_TYPES.values() if kind.name == "I8")

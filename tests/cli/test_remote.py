@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from shardload_server.cli.remote import leaving
 from typer.testing import Result
+
+from shardload_server.cli.remote import leaving
 
 if TYPE_CHECKING:
     from conftest import FakeServer

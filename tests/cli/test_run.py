@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from shardload_server.cli import run as command
-from shardload_server.cli.talk import Messages, RunOptions, is_file
 from typer.testing import Result
 
 from shardload.errors import PromptTooLong
+from shardload_server.cli import run as command
+from shardload_server.cli.talk import Messages, RunOptions, is_file
 
 if TYPE_CHECKING:
     from conftest import FakeServer

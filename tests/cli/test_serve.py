@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shardload_server.cli.serve import ServeOptions, announce, base_url, configure, curl_lines
 from typer.testing import Result
 
 from shardload.config import Config
 from shardload.errors import ConfigError
 from shardload.library.catalog import Catalog
+from shardload_server.cli.serve import ServeOptions, announce, base_url, configure, curl_lines
 
 Invoke = Callable[..., Result]
 

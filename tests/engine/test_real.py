@@ -10,14 +10,14 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
-from shardload_native.amx import avoid_traps
-from shardload_native.library import load
 from turned_lane import GREEDY, Reader
 
 from shardload.demo import demo_folder
 from shardload.engine import Engine, GenerationRequest, Lane, SamplingParams, TokenLogprob
 from shardload.errors import PromptTooLong
 from shardload.llama import Context, ContextParams, Model
+from shardload_native.amx import avoid_traps
+from shardload_native.library import load
 
 pytestmark = pytest.mark.real
 NAMES = ("fable", "pirate")

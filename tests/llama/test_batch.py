@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from shardload_native.library import load
 
 from shardload.engine.runner import Run
 from shardload.llama.batch import Batch
+from shardload_native.library import load
 
 
 @pytest.fixture

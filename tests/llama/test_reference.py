@@ -5,13 +5,13 @@ from __future__ import annotations
 import llama_cpp
 import numpy as np
 import pytest
-from shardload_native.amx import avoid_traps
-from shardload_native.library import load
 
 from shardload.demo import demo_folder
 from shardload.engine.runner import Run
 from shardload.engine.sampling import SamplingParams
 from shardload.llama import Context, ContextParams, Model
+from shardload_native.amx import avoid_traps
+from shardload_native.library import load
 
 TOKENS = 64
 

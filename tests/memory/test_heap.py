@@ -3,9 +3,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from shardload_native import libc
 
 from shardload.memory import trim_heap
+from shardload_native import libc
 
 
 def test_trim() -> None:

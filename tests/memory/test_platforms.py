@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import pytest
-from shardload_native import libc
 
 from shardload.memory import PAGE_BYTES, darwin, linux, other
 from shardload.memory.platform import current
+from shardload_native import libc
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from shardload_native import amx
 from shardload_native.amx import AmxVerdict, cache_file, probe, remembered
 from shardload_native.library import Llama, load

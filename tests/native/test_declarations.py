@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from shardload_native.declarations import HEADER_DIGESTS, LLAMA_CPP_PYTHON
 from shardload_native.library import check_version, load
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shardload_native.got import ElfImage, SlotsNotFound, find_slots, read_regions
 from shardload_native.library import load
 

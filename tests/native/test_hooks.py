@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_gguf import write_llama
+
 from shardload_native import hooks
 from shardload_native.got import SlotsNotFound
 from shardload_native.hooks import HookVerdict, LoadHooks, Mapping, hook_verdict, lazy_mapping, subtract
 from shardload_native.library import Llama, load
-from tiny_gguf import write_llama
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the hooks are for Linux")
 

@@ -5,11 +5,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
+from shardload.errors import UnsupportedLlama
 from shardload_native.declarations import CDEF, HEADER_DIGESTS
 from shardload_native.layout import check_layout, compare_structures, headers_match
 from shardload_native.library import new_ffi
-
-from shardload.errors import UnsupportedLlama
 
 HEADERS = Path(sysconfig.get_path("purelib")) / "include"
 

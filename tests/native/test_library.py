@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from shardload_native import library
-from shardload_native.library import check_version, load
 
 from shardload.errors import UnsupportedLlama
+from shardload_native import library
+from shardload_native.library import check_version, load
 
 
 @pytest.mark.parametrize("version", ["0.3.36", "0.3.36.post1", "0.3.36+cu124"])

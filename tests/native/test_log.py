@@ -4,6 +4,7 @@ import logging
 import threading
 
 import pytest
+
 from shardload_native.library import Llama, load
 from shardload_native.log import CONTINUED, DEBUG, ERROR, INFO, WARN, LogLines
 

@@ -16,15 +16,15 @@ import httpx
 import msgspec
 import pytest
 from server_fakes import FakeAnswer, FakeManager, FakeService, catalog_of_three
-from shardload_server.app import create_app
-from shardload_server.auth import KeyRing
-from shardload_server.runner import Server, bind, uvicorn_config
-from shardload_server.stack import Stack
 from starlette.applications import Starlette
 
 from shardload.config import Config, ServerConfig
 from shardload.engine.request import TokenLogprob
 from shardload.library.lease import OpenProgress
+from shardload_server.app import create_app
+from shardload_server.auth import KeyRing
+from shardload_server.runner import Server, bind, uvicorn_config
+from shardload_server.stack import Stack
 
 
 @dataclass

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from shardload_server.auth import KeyRing, configured_keys
 
 from shardload.config import ServerConfig
 from shardload.errors import ConfigError
+from shardload_server.auth import KeyRing, configured_keys
 
 pytestmark = pytest.mark.anyio
 

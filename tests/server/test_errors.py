@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from shardload_server.errors import failure_of
 from starlette.exceptions import HTTPException
 
 from shardload import errors
 from shardload.errors import ShardloadError
+from shardload_server.errors import failure_of
 
 EXAMPLES = {
     errors.AllPinned: ("m", 2, 1, ["n"]),

@@ -4,10 +4,10 @@ import asyncio
 
 import msgspec
 import pytest
-from shardload_server import generation
 
 from shardload.answer import AnswerDelta
 from shardload.errors import DecodeFailed, OpenFailed, ShuttingDown
+from shardload_server import generation
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from shardload_server.app import CONFIG_VARIABLE
 
 from shardload.demo import demo_folder
+from shardload_server.app import CONFIG_VARIABLE
 
 pytestmark = pytest.mark.real
 

@@ -4,10 +4,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shardload_server.dialects.openai.requests import ChatBody, CompletionBody, EmbeddingBody
-from shardload_server.parsing import parse_body
 
 from shardload.errors import RequestError
+from shardload_server.dialects.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from shardload_server.parsing import parse_body
 
 BODIES = (ChatBody, CompletionBody, EmbeddingBody)
 json_values = st.recursive(

@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from shardload_server.app import create_app
-from shardload_server.runner import Server, bind, uvicorn_config
 
 from shardload.config import Config, EngineConfig, ServerConfig
 from shardload.demo import demo_folder
+from shardload_server.app import create_app
+from shardload_server.runner import Server, bind, uvicorn_config
 
 pytestmark = pytest.mark.real
 

@@ -6,10 +6,10 @@ import socket
 
 import httpx
 import pytest
-from shardload_server.runner import bind, is_loopback, warn_if_open
 
 from shardload.config import Config, ServerConfig
 from shardload.errors import ConfigError
+from shardload_server.runner import bind, is_loopback, warn_if_open
 
 BODY = {"model": "ada", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 

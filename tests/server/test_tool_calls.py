@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-from shardload_server.dialects.openai.answers import chat_body, choices_of
-from shardload_server.dialects.openai.chunks import ChatChunks
 
 from shardload.answer import AnswerDelta
 from shardload.chat.messages import ToolCall
 from shardload.engine.request import Finish, Timings, Usage
+from shardload_server.dialects.openai.answers import chat_body, choices_of
+from shardload_server.dialects.openai.chunks import ChatChunks
 
 FINISH = Finish("stop", None, Usage(3, 0, 9), Timings(0.0, 0.1, 0.2))
 ANSWER: Any = SimpleNamespace(id="chatcmpl-1", created=1, model="ada", usage=FINISH.usage)

@@ -17,9 +17,8 @@ import psutil
 
 def open_ours(model: Path) -> dict[str, float]:
     """Time our open; llama.cpp is loaded and initialised before."""
-    from shardload_native.library import load
-
     from shardload.llama import Model
+    from shardload_native.library import load
 
     load()
     started = time.perf_counter()
