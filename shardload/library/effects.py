@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Protocol
 
@@ -23,7 +24,10 @@ class Listener(Protocol):
 
 
 class Effects:
-    """Runs the opener for a ledger. Nothing here is cancelled: what was begun is brought to its end."""
+    """Runs the opener for a ledger: what was begun is brought to its end, cancelled or not.
+
+    A loop that ends cancels every task; then an open counts as failed, and a close goes on.
+    """
 
     def __init__(
         self, ledger: Ledger, opener: Opener, clock: Callable[[], float], listener: Listener
@@ -39,7 +43,7 @@ class Effects:
             handle = await self._opener.open_instance(
                 await self._open_weights(weights, instance), instance.entry, instance.kind
             )
-        except Exception as error:
+        except (Exception, CancelledError) as error:
             self._fail(instance, error)
             return
         now = self._clock()
@@ -61,7 +65,7 @@ class Effects:
         if instance.handle is not None:
             try:
                 await self._opener.close_instance(instance.handle)
-            except Exception:
+            except (Exception, CancelledError):
                 logger.exception("closing the context of %s failed", instance.entry.name)
         name, closed = instance.entry.name, instance.closed
         self._ledger.finish_close(instance)
@@ -105,7 +109,7 @@ class Effects:
                 weights.handle = await self._opener.open_weights(
                     instance.entry, lambda fraction: self._listener.progressed(instance, fraction)
                 )
-            except Exception as error:
+            except (Exception, CancelledError) as error:
                 self._ledger.fail_weights(weights, error)
                 raise
             weights.private_bytes = weights.handle.private_bytes
@@ -120,13 +124,13 @@ class Effects:
         if weights.handle is not None:
             try:
                 await self._opener.close_weights(weights.handle, drop_pages=weights.drop_pages)
-            except Exception:
+            except (Exception, CancelledError):
                 logger.exception("closing weights failed")
         if self._ledger.weights.get(weights.key) is weights:
             del self._ledger.weights[weights.key]
 
-    def _fail(self, instance: Instance, error: Exception) -> None:
-        if not isinstance(error, ShardloadError | OSError):
+    def _fail(self, instance: Instance, error: BaseException) -> None:
+        if not isinstance(error, ShardloadError | OSError | CancelledError):
             logger.error("opening %s failed unexpectedly", instance.entry.name, exc_info=error)
         reason = error.reason if isinstance(error, LoadFailed) else str(error) or repr(error)
         logger.warning("opening %s failed: %s", instance.entry.name, reason)

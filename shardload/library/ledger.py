@@ -85,7 +85,7 @@ class Weights:
     """Whether somebody opens it already."""
     state: Literal["opening", "open", "closing"] = "opening"
     handle: WeightsHandle | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     opened: anyio.Event = field(default_factory=anyio.Event)
     instances: set[Instance] = field(default_factory=set)
 
@@ -254,7 +254,7 @@ class Ledger:
         instance.opened_at = instance.last_used = now
         instance.open_seconds = open_seconds
 
-    def fail_weights(self, weights: Weights, error: Exception) -> None:
+    def fail_weights(self, weights: Weights, error: BaseException) -> None:
         """Note that a file did not open; those who wait for it see the error."""
         weights.error = error
         if self.weights.get(weights.key) is weights:

@@ -107,12 +107,14 @@ class Manager:
         tasks = self._tasks
         if tasks is None:
             return
-        with anyio.CancelScope(shield=True):
-            await self.close()
-        self._tasks = None
-        tasks.cancel_scope.cancel()
-        # Nothing in it raises: what the body of the with statement raised goes on as it is.
-        await tasks.__aexit__(None, None, None)
+        try:
+            with anyio.CancelScope(shield=True):
+                await self.close()
+        finally:
+            tasks.cancel_scope.cancel()
+            # Nothing in it raises: what the body of the with statement raised goes on as it is.
+            await tasks.__aexit__(None, None, None)
+            self._tasks = None
 
     # -- leases
 
@@ -369,8 +371,14 @@ class Manager:
             raise ShuttingDown
 
     def _start(self, effect: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        async def to_its_end() -> None:
+            # At the end of a loop every task of it is cancelled, and with one of them the group: what closes
+            # the models must run nevertheless.
+            with anyio.CancelScope(shield=True):
+                await effect(*arguments)
+
         assert self._tasks is not None, "entered"
-        self._tasks.start_soon(effect, *arguments)
+        self._tasks.start_soon(to_its_end)
 
     async def _preload(self, name: str) -> None:
         try:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from fake_library import ONE_MODEL, FakeClock, FakeOpener, OpenLibrary, write_model
 
@@ -549,6 +551,43 @@ async def test_cancelling_the_owner_closes_everything(tmp_path: Path) -> None:
     assert scope.cancelled_caught
     assert not opener.models
     lease.release()
+
+
+@pytest.mark.parametrize("during", ["", "open", "close"])
+async def test_a_loop_that_ends_closes_everything(tmp_path: Path, during: str) -> None:
+    """As asyncio.run does it: every task is cancelled, and then the loop runs until all are done."""
+    write_model(tmp_path / "a.gguf")
+    opener = FakeOpener(FakeClock())
+    ready = anyio.Event()
+
+    async def own() -> None:
+        catalog = Catalog(Config(folders=(str(tmp_path),)))
+        async with Manager(catalog, opener, budget_bytes=1000) as manager:
+            if during == "open":
+                opener.hold("a")
+                requests.append(asyncio.create_task(manager.load("a")))
+            else:
+                await manager.load("a")
+            if during == "close":
+                opener.hold_close("a")
+                requests.append(asyncio.create_task(manager.unload("a")))
+            ready.set()
+            await anyio.sleep_forever()
+
+    requests: list[asyncio.Task[None]] = []
+    before = asyncio.all_tasks()
+    owner = asyncio.create_task(own())
+    await ready.wait()
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    for _ in range(200):
+        await anyio.lowlevel.checkpoint()
+    assert owner.done()
+    assert owner.cancelled()
+    assert all(request.done() for request in requests)
+    assert not opener.models
 
 
 async def test_forgotten_leases_are_warned_of(open_library: OpenLibrary) -> None:
