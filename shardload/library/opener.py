@@ -8,11 +8,11 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
-import anyio.to_thread
 import psutil
 
 from shardload import memory
@@ -111,7 +111,7 @@ class LlamaOpener:
     def __init__(self, lane: Lane, settings: EngineConfig) -> None:
         """``settings`` give threads, batch size and GPU layers; the lane is borrowed."""
         self._lane, self._settings = lane, settings
-        self._limiter = anyio.CapacityLimiter(1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shardload-opener")
         self._giving_up = threading.Event()
 
     def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
@@ -140,9 +140,8 @@ class LlamaOpener:
 
     async def close_instance(self, instance: InstanceHandle) -> None:
         """Detach from the lane, wait until no step touches the context, and free it."""
-        with anyio.CancelScope(shield=True):
-            await asyncio.wrap_future(self._lane.detach(instance.engine))
-            await self._in_thread(instance.runner.close)
+        await _outcome(self._lane.detach(instance.engine))
+        await self._in_thread(instance.runner.close)
 
     async def close_weights(self, weights: WeightsHandle, *, drop_pages: bool) -> None:
         """Unmap the file. Pages are dropped before, while they are mapped, and from the page cache after."""
@@ -150,10 +149,10 @@ class LlamaOpener:
 
     async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
         """Ask the kernel for each mapping."""
-        return await self._in_thread(lambda: [handle.model.resident_bytes() for handle in weights])
+        return await self._in_thread(lambda: [_resident_bytes(handle.model) for handle in weights])
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        return await _outcome(self._thread.submit(work))
 
     def _threads_for(self, entry: ModelEntry) -> int:
         if self._settings.threads:
@@ -211,16 +210,45 @@ def available_cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
+async def _outcome(work: Future[T]) -> T:
+    """The result of what goes on elsewhere, however often who waits for it is cancelled."""
+    done = asyncio.wrap_future(work)
+    with anyio.CancelScope(shield=True):
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((done,))
+    return done.result()
+
+
 def _close_weights(model: Model, *, drop_pages: bool) -> None:
     paths = model.paths
-    if drop_pages:
-        model.page_out()
-    model.close()
+    try:
+        if drop_pages:
+            _page_out(model)
+    finally:
+        model.close()
     memory.trim_heap()
     if drop_pages:
         for path in paths:
             with contextlib.suppress(OSError):  # deleted meanwhile, and its pages with it
                 memory.drop_file_cache(path)
+
+
+def _page_out(model: Model) -> None:
+    """Send pages away; what keeps that from being done is no reason to keep the model open."""
+    try:
+        model.page_out()
+    except FileNotFoundError:
+        pass  # deleted while it was open
+    except OSError as error:
+        logger.warning("the pages of %s stay in memory: %s", model.path, error)
+
+
+def _resident_bytes(model: Model) -> int | None:
+    try:
+        return model.resident_bytes()
+    except OSError:
+        return None  # not mapped, and the file is gone
 
 
 class _Reporter:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shardload import demo
-from shardload.config import EngineConfig, parse_config
+from shardload.config import Config, EngineConfig, parse_config
 from shardload.engine.lane import Lane
 from shardload.errors import HandleClosed, LoadFailed, OpenFailed
 from shardload.library.catalog import Catalog
@@ -94,6 +94,54 @@ async def test_a_file_that_llama_refuses(opener: LlamaOpener, make_model: Make, 
         await manager.unload("fable")
         with pytest.raises(OpenFailed, match="No such file"):
             await manager.lease(catalog.get("fable"))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), OSError(5, "broken disk")])
+async def test_weights_close_whatever_their_pages_do(
+    opener: LlamaOpener,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: OSError,
+) -> None:
+    def fail(_model: Any) -> None:
+        raise error
+
+    weights = await opener.open_weights(entry_of("fable"), ignore)
+    monkeypatch.setattr("shardload.llama.Model.page_out", fail)
+    await opener.close_weights(weights, drop_pages=True)
+    with pytest.raises(HandleClosed):
+        _ = weights.model.pointer
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.endswith("broken disk") for message in logged] == [True] * (error.errno == 5)
+
+
+async def test_a_file_that_was_deleted_while_it_was_open(
+    opener: LlamaOpener, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    copy = tmp_path / "fable.gguf"
+    copy.write_bytes((DEMO / "fable.gguf").read_bytes())
+    (entry,) = Catalog(Config(files=(str(copy),))).entries()
+    weights = await opener.open_weights(entry, ignore)
+    copy.unlink()
+    # As on systems where nobody tells what is mapped: then the file itself is asked.
+    weights.model.mappings = ()
+    assert await opener.resident_bytes([weights]) == [None]
+    await opener.close_weights(weights, drop_pages=True)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_a_cancelled_caller_waits_for_what_has_begun(opener: LlamaOpener) -> None:
+    entry = entry_of("fable")
+    opening = asyncio.create_task(opener.open_weights(entry, ignore))
+    await asyncio.sleep(0)
+    opening.cancel()
+    weights = await opening
+    closing = asyncio.create_task(opener.close_weights(weights, drop_pages=False))
+    await asyncio.sleep(0)
+    closing.cancel()
+    await closing
+    with pytest.raises(HandleClosed):
+        _ = weights.model.pointer
 
 
 async def test_giving_up(opener: LlamaOpener) -> None:
