@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardload.engine.stream import DeltaStream
-    from shardload.library.entry import Kind, ModelEntry
+    from shardload.library.entry import ModelEntry, Use
     from shardload.library.lease import Lease, OpenProgress
     from shardload.library.manager import Manager
 
@@ -118,7 +118,12 @@ class Service:
         request = plan.request
         if isinstance(request, EmbeddingRequest):
             raise RequestError("a request for embeddings has no answer to generate", param="model")
-        lease = await self._lease(plan, "generate", request.options.keep_alive_seconds, progress)
+        seeded = request.options.seed is not None
+
+        def use(entry: ModelEntry) -> Use:
+            return "seeded" if seeded or entry.parameters.get("seed") is not None else "generate"
+
+        lease = await self._lease(plan, use, request.options.keep_alive_seconds, progress)
         try:
             prepared = await self._prepare(request, lease)
             return _submit(request, prepared, lease, plan.rule)
@@ -131,7 +136,7 @@ class Service:
         request = plan.request
         if not isinstance(request, EmbeddingRequest):
             raise RequestError("only a request for embeddings has vectors", param="model")
-        lease = await self._lease(plan, "embed", request.keep_alive_seconds, progress)
+        lease = await self._lease(plan, lambda _: "embed", request.keep_alive_seconds, progress)
         with lease:
             prompts = await self._in_thread_if_long(
                 _characters(request.inputs),
@@ -158,14 +163,21 @@ class Service:
         return lambda entry: states().get(entry.name) or Residency("closed", entry.size_bytes)
 
     async def _lease(
-        self, plan: Plan, kind: Kind, keep_alive_seconds: float | None, progress: Progress | None
+        self,
+        plan: Plan,
+        use: Callable[[ModelEntry], Use],
+        keep_alive_seconds: float | None,
+        progress: Progress | None,
     ) -> Lease:
         """A lease on the first candidate that can answer now; the first one's error when none can."""
         first: Exception | None = None
         for candidate in plan.decision.candidates:
             try:
                 return await self._manager.lease(
-                    candidate.entry, kind=kind, keep_alive_seconds=keep_alive_seconds, progress=progress
+                    candidate.entry,
+                    kind=use(candidate.entry),
+                    keep_alive_seconds=keep_alive_seconds,
+                    progress=progress,
                 )
             except ShuttingDown:
                 raise

@@ -20,7 +20,7 @@ from fakes import FakeVocab
 
 from shardload.errors import LoadFailed
 from shardload.library.catalog import Catalog
-from shardload.library.entry import Kind, ModelEntry
+from shardload.library.entry import ModelEntry, Use
 from shardload.library.estimate import Prediction
 from shardload.library.lease import Lease
 from shardload.library.manager import Manager
@@ -85,7 +85,7 @@ class FakeEngine:
     """Tells which file it computes, and whether somebody may still use it."""
 
     path: Path
-    kind: Kind
+    kind: Use
     closed: bool = False
 
 
@@ -134,7 +134,7 @@ class FakeOpener:
     def open_bytes(self) -> int:
         return sum(model.bytes for model in self.models) + self.private_bytes
 
-    def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
+    def predict(self, entry: ModelEntry, kind: Use) -> Prediction:
         size = self.sizes.get(entry.path.stem, WEIGHTS_BYTES)
         return Prediction(size, VOCABULARY_BYTES, KV_BYTES, COMPUTE_BYTES)
 
@@ -154,7 +154,7 @@ class FakeOpener:
         self.models.append(model)
         return WeightsHandle(cast(Any, FakeVocab()), VOCABULARY_BYTES, model)
 
-    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
         assert not weights.model.closed, "context on closed weights"
         if (failure := self.context_failures.get(entry.path.stem)) is not None:
             raise failure
@@ -208,7 +208,7 @@ class Library:
     tasks: anyio.abc.TaskGroup
     leases: list[Lease] = field(default_factory=list)
 
-    async def lease(self, name: str, kind: Kind = "generate", **options: Any) -> Lease:
+    async def lease(self, name: str, kind: Use = "generate", **options: Any) -> Lease:
         lease = await self.manager.lease(self.catalog.get(name), kind=kind, **options)
         self.leases.append(lease)
         return lease
@@ -219,7 +219,7 @@ class Library:
         (await self.lease(name, **options)).release()
         await self.rest()
 
-    def request(self, name: str, kind: Kind = "generate", **options: Any) -> Request:
+    def request(self, name: str, kind: Use = "generate", **options: Any) -> Request:
         """Ask for a lease in a task of its own."""
         request = Request(self, name)
         self.tasks.start_soon(request.run, kind, options)
@@ -256,7 +256,7 @@ class Request:
         self.error: Exception | None = None
         self._scope = anyio.CancelScope()
 
-    async def run(self, kind: Kind, options: dict[str, Any]) -> None:
+    async def run(self, kind: Use, options: dict[str, Any]) -> None:
         with self._scope:
             try:
                 self.lease = await self._library.lease(self._name, kind, **options)

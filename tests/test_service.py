@@ -111,6 +111,14 @@ async def test_seeded_choices_differ_and_repeat(service: Service, manager: FakeM
     assert await ask(service, request) == first
 
 
+async def test_a_seed_has_a_context_of_its_own(catalog: FakeCatalog, manager: FakeManager) -> None:
+    catalog.found.append(make_entry("same", base="small", parameters={"seed": 5}))
+    service = Service(catalog, manager)  # type: ignore[arg-type]
+    for model, options in (("small", GREEDY), ("small", Options(seed=0)), ("same", GREEDY)):
+        await ask(service, ChatRequest(model, ASKED, options=options))
+    assert [lease.kind for lease in manager.history] == ["generate", "seeded", "seeded"]
+
+
 async def test_a_virtual_model(service: Service) -> None:
     assert await ask(service, ChatRequest("pirate", ASKED)) == {0: "<Ar"}
     own = ChatRequest("pirate", (Message("system", "Be."), *ASKED), options=Options(max_tokens=6))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from shardload.library.estimate import MemoryShape
 
 Kind = Literal["generate", "embed"]
+Use = Literal["generate", "embed", "seeded"]
+"""What a context is for. Seeded texts repeat only where nobody shares the cells: they have their own."""
 FileKey = tuple[tuple[int, int, int, int], ...]
 """(device, inode, size, time of modification in ns) of each part of a model's file."""
 
@@ -49,3 +51,8 @@ class ModelEntry:
     created: int
     """Time of modification of the file, in seconds of the epoch."""
     memory: MemoryShape = field(default_factory=MemoryShape)
+
+
+def slots_for(entry: ModelEntry, use: Use) -> int:
+    """How many sequences a context of a model holds."""
+    return 1 if use == "seeded" else entry.slots

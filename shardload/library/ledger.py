@@ -18,7 +18,7 @@ from typing import Literal
 
 import anyio
 
-from shardload.library.entry import FileKey, Kind, ModelEntry
+from shardload.library.entry import FileKey, ModelEntry, Use, slots_for
 from shardload.library.estimate import Prediction
 from shardload.library.eviction import Candidate
 from shardload.library.lease import Lease, OpenProgress
@@ -26,7 +26,7 @@ from shardload.library.opener import InstanceHandle, WeightsHandle
 
 ServedKey = tuple[FileKey, int, int]
 """What names map onto: the file, the size of the context and its slots."""
-InstanceKey = tuple[ServedKey, Kind]
+InstanceKey = tuple[ServedKey, Use]
 logger = logging.getLogger("shardload.library")
 
 State = Literal["waiting", "opening", "open", "closing"]
@@ -131,9 +131,14 @@ class Instance:
     """Set when the memory of the present open is back."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Use:
         """What the context is made for."""
         return self.key[1]
+
+    @property
+    def slots(self) -> int:
+        """How many requests it answers at once."""
+        return slots_for(self.entry, self.kind)
 
     @property
     def active(self) -> bool:
@@ -158,12 +163,12 @@ class Instance:
     @property
     def queued(self) -> int:
         """How many requests are more than the slots that there are."""
-        return max(self.leases + len(self.waiters) - self.key[0][2], 0)
+        return max(self.leases + len(self.waiters) - self.slots, 0)
 
     @property
     def queue_seconds(self) -> float:
         """How long the queue will take, by the leases of the past."""
-        return self.lease_seconds * self.queued / self.key[0][2]
+        return self.lease_seconds * self.queued / self.slots
 
     @property
     def expires_at(self) -> float:
@@ -180,7 +185,7 @@ class Ledger:
         self._serials = itertools.count()
 
     def instance(
-        self, entry: ModelEntry, kind: Kind, prediction: Prediction, keep_alive_seconds: float
+        self, entry: ModelEntry, kind: Use, prediction: Prediction, keep_alive_seconds: float
     ) -> Instance:
         """Find the instance that a name stands for, or enter a waiting one."""
         key = (served_key(entry), kind)

@@ -18,23 +18,20 @@ import anyio
 from anyio.abc import TaskGroup
 
 from shardload.config import Config
-from shardload.errors import (
-    OpenFailed,
-    ShardloadError,
-    ShuttingDown,
-)
+from shardload.errors import OpenFailed, ShardloadError, ShuttingDown
 from shardload.library.admission import Turn, renamed
 from shardload.library.alarm import Alarm
 from shardload.library.budget import budget_bytes as configured_budget_bytes
 from shardload.library.catalog import Catalog
 from shardload.library.effects import Effects
-from shardload.library.entry import Kind, ModelEntry
+from shardload.library.entry import ModelEntry, Use
 from shardload.library.lease import Lease, OpenProgress
 from shardload.library.ledger import Instance, Ledger, ServedKey, Waiter, Weights, served_key
 from shardload.library.lending import Lending
 from shardload.library.names import Names
 from shardload.library.opener import Opener
 from shardload.library.replacement import Replacements
+from shardload.library.seeded import has_room_beside
 from shardload.library.status import ModelStatus, model_status
 
 __all__ = ["Lease", "Manager", "ModelStatus", "OpenProgress"]
@@ -122,7 +119,7 @@ class Manager:
         self,
         entry: ModelEntry,
         *,
-        kind: Kind = "generate",
+        kind: Use = "generate",
         keep_alive_seconds: float | None = None,
         progress: Callable[[OpenProgress], None] | None = None,
     ) -> Lease:
@@ -138,13 +135,20 @@ class Manager:
     async def obtain(
         self,
         entry: ModelEntry,
-        kind: Kind,
+        kind: Use,
         *,
         keep_alive_seconds: float | None = None,
         progress: Callable[[OpenProgress], None] | None = None,
     ) -> Lease:
-        """`lease` for exactly this entry, whether or not the catalog has it."""
+        """`lease` for exactly this entry, whether or not the catalog has it.
+
+        A seeded text takes the ordinary context where memory has no place for one of its own beside that.
+        """
         self._check_running()
+        if kind == "seeded" and not has_room_beside(
+            self._ledger, self._opener, entry, self._budget_bytes, self._pinned()
+        ):
+            kind = "generate"
         default = self._keep_alive_seconds if entry.keep_alive_seconds is None else entry.keep_alive_seconds
         instance = self._ledger.instance(entry, kind, self._opener.predict(entry, kind), default)
         return await self._lending.wait(instance, entry, keep_alive_seconds, progress)
@@ -249,7 +253,7 @@ class Manager:
         actions = Turn(
             ledger=self._ledger,
             now=now,
-            budget_bytes=self._budget() if callable(self._budget) else self._budget,
+            budget_bytes=self._budget_bytes,
             pinned=self._pinned(),
             max_wait_seconds=self._max_wait_seconds,
             min_residency_seconds=self._min_residency_seconds,
@@ -340,6 +344,10 @@ class Manager:
             and (name := self._names.pin_on(instance.key[0])) is not None
             and not self._replacements.is_replacing(name)
         }
+
+    @property
+    def _budget_bytes(self) -> int:
+        return self._budget() if callable(self._budget) else self._budget
 
     def _next_expiry(self) -> float:
         return min(

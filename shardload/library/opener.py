@@ -17,7 +17,7 @@ import psutil
 
 from shardload import memory
 from shardload.errors import LoadFailed
-from shardload.library.entry import Kind, ModelEntry
+from shardload.library.entry import ModelEntry, Use, slots_for
 from shardload.library.estimate import Prediction, predict
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class InstanceHandle:
 class Opener(Protocol):
     """Opens and closes for the manager; every method is called on the event loop and takes its own time."""
 
-    def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
+    def predict(self, entry: ModelEntry, kind: Use) -> Prediction:
         """What `open_weights` and `open_instance` will take; reads nothing."""
         ...
 
@@ -84,7 +84,7 @@ class Opener(Protocol):
         """Open a model's file. ``progress`` is called on the event loop. Raises LoadFailed or OSError."""
         ...
 
-    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
         """Make a context. Raises LoadFailed."""
         ...
 
@@ -114,13 +114,13 @@ class LlamaOpener:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shardload-opener")
         self._giving_up = threading.Event()
 
-    def predict(self, entry: ModelEntry, kind: Kind) -> Prediction:
+    def predict(self, entry: ModelEntry, kind: Use) -> Prediction:
         """What opening the entry will take."""
         batch_tokens = self._batch_tokens(entry, kind)
         return predict(
             entry.memory,
             entry.ctx_tokens,
-            entry.slots,
+            slots_for(entry, kind),
             batch_tokens=batch_tokens,
             whole_batch=kind == "embed",
         )
@@ -134,7 +134,7 @@ class LlamaOpener:
         report = _Reporter(asyncio.get_running_loop(), progress, self._giving_up)
         return await self._in_thread(lambda: self._open_weights(entry, report))
 
-    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
         """Reserve the KV cache and attach the context to the lane."""
         return await self._in_thread(lambda: self._open_instance(weights.model, entry, kind))
 
@@ -159,7 +159,7 @@ class LlamaOpener:
             return self._settings.threads
         return 1 if entry.size_bytes < SMALL_WEIGHTS_BYTES else available_cores()
 
-    def _batch_tokens(self, entry: ModelEntry, kind: Kind) -> int:
+    def _batch_tokens(self, entry: ModelEntry, kind: Use) -> int:
         # A text is pooled in one batch: what the context holds must fit it.
         return entry.ctx_tokens if kind == "embed" else min(self._settings.batch, entry.ctx_tokens)
 
@@ -173,7 +173,7 @@ class LlamaOpener:
         grown_bytes = memory.process_memory().anonymous_bytes - before
         return WeightsHandle(vocab=model.vocab, private_bytes=max(grown_bytes, 0), model=model)
 
-    def _open_instance(self, model: Model, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+    def _open_instance(self, model: Model, entry: ModelEntry, kind: Use) -> InstanceHandle:
         from shardload.llama import Context, ContextParams
 
         threads = self._threads_for(entry)
@@ -181,7 +181,7 @@ class LlamaOpener:
             model,
             ContextParams(
                 ctx_tokens=entry.ctx_tokens,
-                slots=entry.slots,
+                slots=slots_for(entry, kind),
                 batch_tokens=self._batch_tokens(entry, kind),
                 threads=threads,
                 threads_batch=threads,

@@ -18,7 +18,7 @@ import anyio.to_thread
 from shardload.config import Config
 from shardload.errors import GGUFError, ModelUnavailable, OpenFailed, Overloaded, ShuttingDown
 from shardload.library.catalog import Catalog, Replacement
-from shardload.library.entry import FileKey, Kind, ModelEntry
+from shardload.library.entry import FileKey, ModelEntry, Use
 from shardload.library.facts import file_key
 from shardload.library.lease import Lease
 from shardload.library.ledger import ServedKey, served_key
@@ -33,7 +33,7 @@ class Holder(Protocol):
 
     @property
     def queue_limit(self) -> int: ...
-    async def obtain(self, entry: ModelEntry, kind: Kind) -> Lease: ...
+    async def obtain(self, entry: ModelEntry, kind: Use) -> Lease: ...
     def is_open(self, entry: ModelEntry) -> bool: ...
     def turn(self) -> None: ...
 

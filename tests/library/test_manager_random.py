@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shardload.config import parse_config
 from shardload.errors import AllPinned, InsufficientMemory, LoadFailed, OpenFailed, Overloaded
 from shardload.library.catalog import Catalog
-from shardload.library.entry import Kind
+from shardload.library.entry import Use
 from shardload.library.manager import Manager
 
 BUDGET_BYTES = 3 * ONE_MODEL
@@ -32,6 +32,7 @@ STEPS = st.one_of(
     st.tuples(st.just("request"), st.sampled_from(NAMES)),
     st.tuples(st.just("request"), st.sampled_from(NAMES)),
     st.tuples(st.just("embed"), st.sampled_from(NAMES)),
+    st.tuples(st.just("seeded"), st.sampled_from(NAMES)),
     st.tuples(st.just("release"), st.integers(0, 9)),
     st.tuples(st.just("release"), st.integers(0, 9)),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
@@ -49,6 +50,9 @@ STEPS = st.one_of(
 )
 
 
+KINDS: dict[str, Use] = {"request": "generate", "embed": "embed", "seeded": "seeded"}
+
+
 class Walk:
     """Does one step after the other, and looks at everything in between."""
 
@@ -60,9 +64,8 @@ class Walk:
     async def do(self, verb: str, what: str | float) -> None:
         library, opener = self.library, self.library.opener
         name = what if isinstance(what, str) else ""
-        if verb in ("request", "embed"):
-            kind: Kind = "embed" if verb == "embed" else "generate"
-            self.requests.append(library.request(name, kind))
+        if verb in KINDS:
+            self.requests.append(library.request(name, KINDS[verb]))
         elif verb in ("release", "cancel") and self.requests:
             request = self.requests[int(what) % len(self.requests)]
             if verb == "cancel":

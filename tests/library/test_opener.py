@@ -9,10 +9,11 @@ import pytest
 
 from shardload import demo
 from shardload.config import Config, EngineConfig, parse_config
-from shardload.engine.lane import Lane
+from shardload.engine import GenerationRequest, Lane, SamplingParams
 from shardload.errors import HandleClosed, LoadFailed, OpenFailed
 from shardload.library.catalog import Catalog
 from shardload.library.entry import ModelEntry
+from shardload.library.lease import Lease
 from shardload.library.manager import Manager
 from shardload.library.opener import LlamaOpener, available_cores
 
@@ -148,6 +149,30 @@ async def test_giving_up(opener: LlamaOpener) -> None:
     opener.give_up()
     with pytest.raises(LoadFailed, match="ending"):
         await opener.open_weights(entry_of("fable"), ignore)
+
+
+async def test_a_seeded_text_is_the_same_in_every_context(opener: LlamaOpener) -> None:
+    """Also in the ordinary context, which takes its place where memory is tight, and after other texts."""
+    config = parse_config(f"files = ['{DEMO / 'fable.gguf'}']", DEMO / "x.toml")
+    catalog = Catalog(config)
+
+    async def say(lease: Lease, seed: int | None) -> tuple[int, ...]:
+        sampling = SamplingParams(temperature=1.2, seed=seed)
+        prompt = lease.vocab.tokenize("Once upon a time")
+        stream = lease.engine.stream(GenerationRequest(prompt, max_tokens=60, sampling=sampling))
+        return tuple([token async for delta in stream for token in delta.tokens])
+
+    async with Manager(catalog, opener, budget_bytes=2**30) as manager:
+        entry = catalog.get("fable")
+        with await manager.lease(entry) as ordinary, await manager.lease(entry, kind="seeded") as seeded:
+            assert seeded.engine is not ordinary.engine
+            assert (seeded.engine.slots, seeded.ctx_tokens) == (1, ordinary.ctx_tokens)
+            other = asyncio.create_task(say(ordinary, None))
+            first = await say(seeded, 7)
+            await other
+            assert await say(seeded, 8) != first
+            assert await say(seeded, 7) == first
+            assert await say(ordinary, 7) == first
 
 
 async def test_contexts_share_weights(opener: LlamaOpener) -> None:

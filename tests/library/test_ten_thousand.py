@@ -20,7 +20,7 @@ from shardload.engine.request import GenerationRequest
 from shardload.engine.sampling import SamplingParams
 from shardload.gguf import GGUFFile
 from shardload.library.catalog import Catalog
-from shardload.library.entry import Kind, ModelEntry
+from shardload.library.entry import ModelEntry, Use
 from shardload.library.manager import Manager
 from shardload.library.opener import InstanceHandle, LlamaOpener, WeightsHandle
 from shardload.memory import process_memory
@@ -39,7 +39,7 @@ class RunningOpener(FakeOpener):
         super().__init__(FakeClock())
         self._lane = lane
 
-    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Kind) -> InstanceHandle:
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
         handle = await super().open_instance(weights, entry, kind)
         name = entry.path.stem
         runner = FakeRunner(ctx_tokens=entry.ctx_tokens, slots=entry.slots, reply=lambda _prompt: name)

@@ -1,0 +1,41 @@
+"""Whether seeded texts get a context of their own. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shardload.library.entry import ModelEntry, Use
+from shardload.library.eviction import freed_bytes
+from shardload.library.ledger import Instance, Ledger, ServedKey, served_key
+from shardload.library.opener import Opener
+
+
+def has_room_beside(
+    ledger: Ledger, opener: Opener, entry: ModelEntry, budget_bytes: int, pinned: Iterable[Instance]
+) -> bool:
+    """Whether a seeded context can be there together with the ordinary one, now or when idle models left.
+
+    Otherwise each would send the other away, and a text in the ordinary one is as good: it is only alone
+    there while it is written.
+    """
+    key = served_key(entry)
+    if _is_there(ledger, key, "seeded"):
+        return True
+    seeded = opener.predict(entry, "seeded")
+    needed_bytes = seeded.kv_bytes + seeded.compute_bytes
+    if not _is_there(ledger, key, "generate"):
+        ordinary = opener.predict(entry, "generate")
+        needed_bytes += ordinary.kv_bytes + ordinary.compute_bytes
+    weights = ledger.weights.get(key[0])
+    if weights is None:
+        needed_bytes += seeded.weights_bytes + seeded.vocabulary_bytes
+    else:
+        needed_bytes += weights.size_bytes - weights.resident_bytes
+    others = [victim for victim in ledger.candidates(pinned, 0.0) if victim.weights != key[0]]
+    free_bytes = budget_bytes - ledger.used_bytes() + ledger.leaving_bytes()
+    return needed_bytes <= free_bytes + freed_bytes(others)
+
+
+def _is_there(ledger: Ledger, key: ServedKey, use: Use) -> bool:
+    instance = ledger.instances.get((key, use))
+    return instance is not None and instance.state in ("opening", "open")
