@@ -45,23 +45,27 @@ class Server(uvicorn.Server):
         self._app, self._reload_config, self._started = app, reload, started
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._lifespan = contextlib.AsyncExitStack()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal ends it."""
+        """Serve until a signal ends it; raises what keeps the stack from opening."""
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
+        async with self._lifespan:
+            await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the stack and begin to listen."""
+        # uvicorn's own way through the lifespan ends in a traceback whatever the error,
+        # and leaves the end out when it is in a hurry.
+        await self._lifespan.enter_async_context(self._app.router.lifespan_context(self._app))
         await super().startup(sockets)
         if self.started and self._started is not None:
             self._started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the connections, then the stack, which uvicorn leaves out when it is in a hurry."""
+        """Close the connections, then the stack, while signals are still listened for."""
         await super().shutdown(sockets)
-        if self.force_exit:
-            await self.lifespan.shutdown()
+        await self._lifespan.aclose()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -116,10 +120,10 @@ def serve(config: Config, *, ready: Ready | None = None, reload: Reload | None =
     """Serve until SIGTERM or SIGINT; ``reload`` reads the configuration anew on SIGHUP.
 
     ``ready`` is called with the port once requests are taken. Raises ConfigError when the address cannot
-    be had.
+    be had, and any ShardloadError that keeps the parts from opening.
     """
-    warn_if_open(config.server)
     with bind(config.server) as bound:
+        warn_if_open(config.server)
         app = create_app(config)
         port: int = bound.getsockname()[1]
         server = Server(
@@ -137,7 +141,7 @@ def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
         app,
         http="httptools",
         ws="none",
-        lifespan="on",
+        lifespan="off",
         access_log=False,
         server_header=False,
         log_config=None,

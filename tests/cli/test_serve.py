@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
 from shardload.config import Config
-from shardload.errors import ConfigError
+from shardload.errors import ConfigError, UnsupportedLlama
 from shardload.library.catalog import Catalog
+from shardload.runtime import Parts
 from shardload_server.cli.serve import ServeOptions, announce, base_url, configure, curl_lines
 
 Invoke = Callable[..., Result]
@@ -77,13 +79,16 @@ def test_a_port_in_use(invoke: Invoke, model_file: Path) -> None:
     assert "cannot listen on 127.0.0.1" in result.stderr
 
 
-def test_a_server_that_does_not_start_is_a_failure(
+def test_parts_that_do_not_open_are_one_line(
     invoke: Invoke, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardload_server.runner.serve", lambda *_, **__: None)
-    result = invoke("serve", model_file)
+    def unopenable(_: Config) -> AbstractAsyncContextManager[Parts]:
+        raise UnsupportedLlama("llama-cpp-python is of another age")
+
+    monkeypatch.setattr("shardload_server.stack.assembled", unopenable)
+    result = invoke("serve", model_file, "--port", 0)
     assert result.exit_code == 1
-    assert "did not start" in result.stderr
+    assert result.stderr == "llama-cpp-python is of another age\n"
 
 
 def test_the_announcement(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,12 +28,18 @@ def stderr() -> Console:
 
 def complain(message: str) -> None:
     """Print one red line."""
-    stderr().print(message, style="red", soft_wrap=True)
+    _tell(message, "red")
 
 
 def warn(message: str) -> None:
     """Print one yellow line."""
-    stderr().print(message, style="yellow", soft_wrap=True)
+    _tell(message, "yellow")
+
+
+def _tell(message: str, style: str) -> None:
+    out = stderr()
+    # People get whole words on each line, programs one line for each message.
+    out.print(message, style=style, soft_wrap=not out.is_terminal)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

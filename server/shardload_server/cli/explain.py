@@ -98,8 +98,7 @@ def decide(config: Config, request: Request, headers: dict[str, str], key: str |
 
 
 def _residency(entry: ModelEntry) -> Residency:
-    from shardload.memory import file_resident_bytes
+    from shardload.library.opener import cached_bytes
     from shardload.routing import Residency
 
-    resident = sum(file_resident_bytes(path) or 0 for path in entry.paths)
-    return Residency("closed", max(0, entry.size_bytes - resident))
+    return Residency("closed", max(0, entry.size_bytes - (cached_bytes(entry.paths) or 0)))

@@ -12,6 +12,7 @@ import typer
 from shardload.errors import RequestError
 from shardload_server.cli import console
 from shardload_server.cli.talk import RunOptions, Talker, talker
+from shardload_server.cli.typewriter import Typewriter
 
 HISTORY_LINES = 1000
 HINT = "Ctrl-C stops an answer, Ctrl-D leaves, /clear starts over."
@@ -45,18 +46,17 @@ def _answer(source: Talker, messages: list[dict[str, str]]) -> str | None:
     pieces: list[str] = []
     stopped = False
     answer = source.answer(messages)
+    typewriter = Typewriter(sys.stdout)
     try:
         for piece in answer:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            typewriter.write(piece)
             pieces.append(piece)
     except KeyboardInterrupt:
         stopped = True
     finally:
         with suppress(KeyboardInterrupt):
             answer.close()
-    if not stopped and not "".join(pieces).endswith("\n"):
-        sys.stdout.write("\n")
+        typewriter.end(new_line=bool(pieces) or sys.exception() is None)
     return None if stopped else "".join(pieces)
 
 
@@ -83,7 +83,7 @@ def _turn(source: Talker, messages: list[dict[str, str]], line: str) -> list[dic
     except typer.Exit:  # the server said no, and its words are printed
         return messages
     if answer is None:
-        console.stderr().print("\n(stopped)", style="bright_black")
+        console.stderr().print("(stopped)", style="bright_black")
         return messages
     return [*asked, {"role": "assistant", "content": answer}]
 

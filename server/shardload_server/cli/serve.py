@@ -111,15 +111,11 @@ def serve(options: ServeOptions, *, debug: bool = False) -> None:
         problems = "".join(f"; {console.phrase(error)}" for error in catalog.problems.values())
         raise ConfigError(f"there is no model to serve: no usable .gguf in {where}{problems}")
     console.log_to_stderr("DEBUG" if debug else "INFO")
-    started: list[int] = []
-
-    def ready(port: int) -> None:
-        started.append(port)
-        announce(config, catalog, port)
-
-    runner.serve(config, ready=ready, reload=(lambda: configure(options)) if options.config else None)
-    if not started:
-        console.fail("the server did not start: the log above says why")
+    runner.serve(
+        config,
+        ready=lambda port: announce(config, catalog, port),
+        reload=(lambda: configure(options)) if options.config else None,
+    )
 
 
 def announce(config: Config, catalog: Catalog, port: int) -> None:
