@@ -102,6 +102,7 @@ class FakeRunner:
         self.kv_bytes = ctx_tokens * 64
         self.steps: list[list[Run]] = []
         self.threads: set[int] = set()
+        self.parts: list[int] = []
         self.open_samplers: set[FakeSampler] = set()
         self.closed = False
         self.gate = threading.Event()
@@ -208,6 +209,9 @@ class FakeRunner:
 
     def is_end(self, token: int) -> bool:
         return token == END
+
+    def divide_cores(self, parts: int) -> None:
+        self.parts.append(parts)
 
     def close(self) -> None:
         assert not self.open_samplers, "samplers left open"

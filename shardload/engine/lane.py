@@ -1,7 +1,9 @@
 """The compute thread: the one place where any model computes.
 
 OpenMP keeps a team of workers for each thread that computes, and two teams on the same cores collapse; so all
-models take turns on this thread. What comes from other threads arrives through its inbox, what it produces
+models take turns on this thread. Two that only generate share a turn: each computes on its half of the cores,
+the second one on a thread that lives as long as such turns follow each other, since its team would slow down
+the first one's. What comes from other threads arrives through its inbox, what it produces
 leaves through sinks at the end of each step. While there is nothing to do it sleeps on the inbox.
 """
 
@@ -13,7 +15,7 @@ import logging
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from time import perf_counter
 from types import TracebackType
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Self
 from shardload.engine.embedding import EmbeddingJob
 from shardload.engine.request import GenerationRequest
 from shardload.engine.runner import Runner, Sink
-from shardload.engine.scheduler import next_competitor
+from shardload.engine.scheduler import next_turn
 from shardload.engine.sequence import Sequence
 from shardload.engine.stats import EngineStats
 from shardload.engine.stream import DeltaStream, Mailbox, Poster
@@ -159,6 +161,7 @@ class Lane:
         self._posters: dict[asyncio.AbstractEventLoop, Poster] = {}
         self._virtual_now = 0.0
         self._step = 0
+        self._second: ThreadPoolExecutor | None = None
         self._stopping = False
         self._ended = False
         # Nothing is posted that nobody will read; after the end, whoever holds this is the lane.
@@ -279,18 +282,36 @@ class Lane:
         return ready
 
     def _compute(self, ready: list[Workload]) -> None:
-        workload = next_competitor(ready) if len(ready) > 1 else ready[0]
-        self._virtual_now = workload.virtual_seconds
+        turn = next_turn(ready)
+        self._virtual_now = turn[0].virtual_seconds
         self._step += 1
+        if len(turn) == 1:
+            self._end_second_thread()
+            outcomes = [self._timed_step(turn[0], 1)]
+        else:
+            self._second = self._second or ThreadPoolExecutor(1, "shardload-lane-second")
+            beside = self._second.submit(self._timed_step, turn[1], 2)
+            outcomes = [self._timed_step(turn[0], 2), beside.result()]
+        for workload, (seconds, error) in zip(turn, outcomes, strict=True):
+            workload.stats.compute_seconds_total += seconds / len(turn)
+            workload.virtual_seconds += seconds / len(turn) / workload.weight
+            if error is not None:
+                self._contain(workload, error)
+
+    def _timed_step(self, workload: Workload, parts: int) -> tuple[float, Exception | None]:
         crowded = any(other.is_running for other in self._workloads if other is not workload)
         began = self._clock()
         try:
+            workload.divide_cores(parts)
             workload.step(self._step, crowded=crowded)
         except Exception as error:
-            self._contain(workload, error)
-        seconds = self._clock() - began
-        workload.stats.compute_seconds_total += seconds
-        workload.virtual_seconds += seconds / workload.weight
+            return self._clock() - began, error
+        return self._clock() - began, None
+
+    def _end_second_thread(self) -> None:
+        if self._second is not None:
+            self._second.shutdown()
+            self._second = None
 
     def _deliver(self) -> None:
         outbox = self._outbox
@@ -347,6 +368,7 @@ class Lane:
         self._stopping = True
 
     def _end(self) -> None:
+        self._end_second_thread()
         with self._end_lock:
             self._ended = True
             while not self._inbox.empty():

@@ -105,6 +105,10 @@ class Runner(Protocol):
 
     def is_end(self, token: int) -> bool: ...
 
+    def divide_cores(self, parts: int) -> None:
+        """From now on compute with one of so many equal parts of the cores; 1 is all of them."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -1,20 +1,39 @@
 """Whose turn it is. Pure functions over what waits; the lane carries the decisions out.
 
-Between engines the turn goes to the one that has consumed the least compute time for its weight. Within an
+Between engines the turn goes to the one that has consumed the least compute time for its weight. A second one
+computes beside it where both only generate: a token is bound by memory, and two steps on half of the cores
+each keep it busier than two on all of them, which wait for each other at every node of the graph. Within an
 engine every step serves whoever has waited longest, together with all that can share the batch: sequences
 that generate contribute one token each, prompts fill the rest in chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from shardload.engine.pace import Pace
+
+
+# Shorter steps are over before a second thread is awake.
+PAIRED_STEP_SECONDS = 0.004
+# The faster of two waits for the slower.
+PAIRED_STEP_RATIO = 1.5
 
 
 class Competitor(Protocol):
     """Something that consumes compute time: ``virtual_seconds`` is what it had, divided by its weight."""
 
     virtual_seconds: float
+
+    @property
+    def only_generates(self) -> bool:
+        """Whether its next step is nothing but one token for each of its sequences."""
+        ...
+
+    @property
+    def pace(self) -> Pace: ...
 
 
 class Candidate(Protocol):
@@ -42,9 +61,26 @@ CompetitorT = TypeVar("CompetitorT", bound=Competitor)
 CandidateT = TypeVar("CandidateT", bound=Candidate)
 
 
-def next_competitor(ready: Iterable[CompetitorT]) -> CompetitorT:
-    """The one of least virtual time; the first of equals."""
-    return min(ready, key=_virtual_seconds)
+def next_turn(ready: Sequence[CompetitorT]) -> list[CompetitorT]:
+    """Who computes now: the one of least virtual time, the first of equals, and at most one beside it."""
+    if len(ready) == 1:
+        return [ready[0]]
+    first = min(ready, key=_virtual_seconds)
+    if not first.only_generates:
+        return [first]
+    beside = [other for other in ready if other is not first and _goes_beside(first, other)]
+    return [first, min(beside, key=_virtual_seconds)] if beside else [first]
+
+
+def _goes_beside(first: Competitor, other: Competitor) -> bool:
+    short, long = sorted((first.pace.generation_seconds, other.pace.generation_seconds))
+    return (
+        other.only_generates
+        and short >= PAIRED_STEP_SECONDS
+        and long <= PAIRED_STEP_RATIO * short
+        # A share of the cores is no way around the share of the time.
+        and other.virtual_seconds <= first.virtual_seconds + long
+    )
 
 
 def _virtual_seconds(competitor: Competitor) -> float:

@@ -1,8 +1,8 @@
-"""What one engine has to do, and how a step of it is done. Everything here runs on the lane thread.
+"""What one engine has to do, and how a step of it is done. Everything here runs on the lane.
 
 A sequence is queued until a slot and enough KV cells are there, and runs from then until it ends.
-Its prompt, its own tokens and what must be computed again after a pause are all the same to a step: tokens
-that are known and not in the KV cache yet.
+Its prompt, its own tokens and what must be computed again after a pause are all the same to a step: known
+tokens that are not in the KV cache yet.
 
 What is computed depends in its last digits on where in the cache its cells are, and a draw may turn on them.
 So a seeded sequence runs by itself, from an empty cache; other engines take turns with it as ever.
@@ -17,6 +17,7 @@ from time import perf_counter
 
 from shardload.engine.embedding import EmbeddingJob, EmbeddingQueue
 from shardload.engine.logprobs import RawDistribution
+from shardload.engine.pace import Pace
 from shardload.engine.request import Delta
 from shardload.engine.runner import Run, Runner
 from shardload.engine.scheduler import compose
@@ -27,18 +28,12 @@ from shardload.errors import NativeError, PromptTooLong, RequestError, Shardload
 
 logger = logging.getLogger("shardload.engine")
 
-# What a chunk of a prompt may cost those who generate meanwhile, and those who may come while nobody does.
-SHARED_CHUNK_SECONDS = 0.3
-LONELY_CHUNK_SECONDS = 1.0
-# Less than this computes hardly faster, more helps hardly.
-CHUNK_TOKENS = range(16, 129)
 # A seeded sequence has chunks that no measurement changes.
 SOLO_CHUNK_TOKENS = 64
 # Cells kept free for each sequence at admission, so that a new one does not at once drive out another.
 HEADROOM_TOKENS = 16
 # A prefix that a running sequence is computing is worth waiting for from this length on.
 AWAITED_PREFIX_TOKENS = 32
-
 
 Outbox = list[tuple[Sequence, Delta | ShardloadError]]
 
@@ -61,7 +56,8 @@ class Workload:
         self._slots = SlotTable(runner.slots)
         self._embeddings = EmbeddingQueue(runner, self._slots)
         self._embeddings_turn = True
-        self._token_seconds = 0.0
+        self.pace = Pace()
+        self._parts = 1
         self._pieces: dict[int, bytes] = {}
         self._end_tokens: set[int] = set()
 
@@ -106,6 +102,18 @@ class Workload:
         self._ready = [sequence for sequence in self._running if not sequence.stalled]
         return bool(self._ready) or self._embeddings.is_ready()
 
+    @property
+    def only_generates(self) -> bool:
+        """Whether the next step is one token for each sequence, none of which must repeat to the bit."""
+        if self._embeddings or not self._ready:
+            return False
+        return all(sequence.pending_tokens == 1 and not sequence.solo for sequence in self._ready)
+
+    def divide_cores(self, parts: int) -> None:
+        """Use one of so many parts of the cores from the next step on."""
+        self._parts = parts
+        self.runner.divide_cores(parts)
+
     def step(self, number: int, *, crowded: bool) -> None:
         """One decode, and what follows from it; ``crowded`` when other engines have running sequences."""
         if (self._embeddings_turn or not self._ready) and self._embeddings.is_ready():
@@ -113,9 +121,9 @@ class Workload:
             self._embed()
             return
         self._embeddings_turn = True
-        chunk = self._chunk_tokens(SHARED_CHUNK_SECONDS, CHUNK_TOKENS[-1])
+        chunk = self.pace.shared_chunk_tokens()
         budget = self.runner.batch_tokens
-        lonely = chunk if crowded else self._chunk_tokens(LONELY_CHUNK_SECONDS, budget)
+        lonely = chunk if crowded else self.pace.lonely_chunk_tokens(budget)
         if any(sequence.solo for sequence in self._ready):
             lonely = budget
         batch = compose(
@@ -125,12 +133,6 @@ class Workload:
             solo_chunk_tokens=min(budget, SOLO_CHUNK_TOKENS),
         )
         self._compute(batch, number)
-
-    def _chunk_tokens(self, seconds: float, most: int) -> int:
-        """The tokens of a prompt that take about so long, by what the last ones took."""
-        if self._token_seconds * most <= seconds:
-            return most
-        return max(CHUNK_TOKENS[0], int(seconds / self._token_seconds))
 
     # -- admission
 
@@ -248,10 +250,7 @@ class Workload:
             self._make_room()
             return
         self.stats.decode_steps_total += 1
-        if tokens_in_batch >= CHUNK_TOKENS[0]:
-            seconds = (perf_counter() - began) / tokens_in_batch
-            known = self._token_seconds
-            self._token_seconds = 0.75 * known + 0.25 * seconds if known else seconds
+        self.pace.note(tokens_in_batch, len(batch), perf_counter() - began, self._parts)
         self._sample(batch, number)
 
     def _sample(self, batch: list[tuple[Sequence, int]], number: int) -> None:

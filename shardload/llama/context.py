@@ -86,6 +86,7 @@ class Context(Handle):
         self._max_rows = self.batch_tokens if params.embeddings else params.slots
         self._batch = Batch(self._ffi, self.batch_tokens, params.slots)
         self._rows: list[int] = []
+        self._parts = 1
 
     def _create(self, weights: Any) -> Any:
         model, params = self.model, self.params
@@ -176,6 +177,15 @@ class Context(Handle):
             raise ValueError("the last decode has no unpooled embeddings")
         width = self.model.n_embd_out
         return np.stack([self._view(pointer, width) for pointer in listed])
+
+    def divide_cores(self, parts: int) -> None:
+        """Compute with one of so many equal parts of the threads; 1 is all of them."""
+        if parts != self._parts:
+            self._parts = parts
+            threads, threads_batch = (
+                max(1, count // parts) for count in (self.params.threads, self.params.threads_batch)
+            )
+            self._lib.llama_set_n_threads(self.pointer, threads, threads_batch)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token adds to the text; none for control tokens."""

@@ -262,3 +262,52 @@ class TimedRunner(FakeRunner):
 def test_a_weight_must_be_positive(bench: TurnedLane) -> None:
     with pytest.raises(ValueError, match="positive"):
         bench.attach(FakeRunner(), weight=0)
+
+
+def test_two_that_generate_compute_at_the_same_time_on_halves_of_the_cores(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardload.engine.lane.next_turn", lambda ready: list(ready[:2]))
+    together = threading.Barrier(2)
+    runners = [FakeRunner(reply=lambda prompt: "x" * 30) for _ in range(2)]
+    engines = [lane.attach(runner, name=str(number)) for number, runner in enumerate(runners)]
+    # The first one is held in a step of its own until the second one waits too.
+    runners[0].gate.clear()
+    readers = [submit(engine, [number], 20) for number, engine in enumerate(engines)]
+    assert runners[0].entered.wait(30)
+
+    def meet(runs: Sequence[Run]) -> None:
+        if 0 < len(runners[0].steps) < 15:
+            together.wait(30)
+
+    for runner in runners:
+        runner.on_decode = meet
+    runners[0].gate.set()
+    assert [reader.wait().text for reader in readers] == ["x" * 20] * 2
+    assert 2 in runners[0].parts
+    assert 2 in runners[1].parts
+
+
+def test_an_engine_that_fails_beside_another_fails_alone(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shardload.engine.lane.next_turn", lambda ready: list(ready[:2]))
+
+    class Broken(FakeRunner):
+        def divide_cores(self, parts: int) -> None:
+            super().divide_cores(parts)
+            if parts == 2:
+                self.batch_tokens = None  # type: ignore[assignment]
+
+    good, broken = FakeRunner(reply=lambda prompt: "x" * 40), Broken(reply=lambda prompt: "x" * 40)
+    broken_engine = lane.attach(broken, name="broken")
+    good_engine = lane.attach(good, name="good")
+    good.gate.clear()
+    survivor = submit(good_engine, [1], 20)
+    assert good.entered.wait(30)
+    victim = submit(broken_engine, [2], 20)
+    good.gate.set()
+    assert survivor.wait().text == "x" * 20
+    with pytest.raises(NativeError, match="'broken' failed"):
+        _ = victim.wait().finish
+    assert "the engine failed" in caplog.text

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardload.engine.scheduler import compose, next_competitor
+from shardload.engine.pace import Pace
+from shardload.engine.scheduler import compose, next_turn
 
 
 @dataclass(eq=False)
@@ -29,6 +30,8 @@ class Consumer:
     weight: float
     virtual_seconds: float = 0.0
     turns: int = 0
+    only_generates: bool = False
+    pace: Pace = field(default_factory=Pace)
 
 
 candidates = st.lists(
@@ -117,10 +120,52 @@ def test_nothing_ready_is_nothing_to_do() -> None:
 def test_compute_time_is_shared_by_weight(consumers: list[Consumer], step_seconds: list[float]) -> None:
     cost = dict(zip(map(id, consumers), step_seconds, strict=False))
     for _ in range(300):
-        chosen = next_competitor(consumers)
+        (chosen,) = next_turn(consumers)
         chosen.virtual_seconds += cost[id(chosen)] / chosen.weight
         chosen.turns += 1
     # However different their steps, no two are further apart than one step of either.
     virtual = [consumer.virtual_seconds for consumer in consumers]
     longest = max(cost[id(consumer)] / consumer.weight for consumer in consumers)
     assert max(virtual) - min(virtual) <= longest + 1e-9
+
+
+def generating(seconds: float, **changes: object) -> Consumer:
+    consumer = Consumer(**{"weight": 1.0, "only_generates": True, **changes})  # type: ignore[arg-type]
+    consumer.pace.note(1, 1, seconds, 1)
+    return consumer
+
+
+def test_two_that_only_generate_share_a_turn() -> None:
+    first, second, third = generating(0.03), generating(0.03), generating(0.03, virtual_seconds=0.02)
+    assert next_turn([third, first, second]) == [first, second]
+
+
+def test_a_prompt_a_short_step_and_a_much_longer_one_have_their_turns_alone() -> None:
+    first = generating(0.03)
+    assert next_turn([first, generating(0.03, only_generates=False)]) == [first]
+    assert next_turn([first, generating(0.09)]) == [first]
+    assert next_turn([first, Consumer(1.0, only_generates=True)]) == [first]
+    short = generating(0.001)
+    assert next_turn([short, generating(0.001)]) == [short]
+    prompt = Consumer(1.0)
+    assert next_turn([prompt, first]) == [prompt]
+
+
+def test_who_has_had_more_than_its_share_waits_for_the_others() -> None:
+    first = generating(0.03)
+    assert next_turn([first, generating(0.03, virtual_seconds=0.04)]) == [first]
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 4.0), st.floats(0.01, 0.1), st.booleans()), min_size=2, max_size=6))
+def test_shared_turns_keep_to_the_shares(kinds: list[tuple[float, float, bool]]) -> None:
+    consumers = [
+        generating(seconds, weight=weight, only_generates=generates) for weight, seconds, generates in kinds
+    ]
+    for _ in range(300):
+        turn = next_turn(consumers)
+        for consumer in turn:
+            consumer.virtual_seconds += consumer.pace.generation_seconds / consumer.weight
+    virtual = [consumer.virtual_seconds for consumer in consumers]
+    longest = max(consumer.pace.generation_seconds for consumer in consumers)
+    lightest = min(consumer.weight for consumer in consumers)
+    assert max(virtual) - min(virtual) <= longest + longest / lightest + 1e-9
