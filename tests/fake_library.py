@@ -103,6 +103,7 @@ class FakeOpener:
         self.clock = clock
         self.sizes: dict[str, int] = {}
         self.resident: dict[str, int] = {}
+        self.cached: dict[str, int | None] = {}
         self.failures: dict[str, Exception] = {}
         self.context_failures: dict[str, Exception] = {}
         self.extra_private_bytes = 0
@@ -189,6 +190,10 @@ class FakeOpener:
             self.resident.get(handle.model.entry.path.stem, handle.model.bytes - VOCABULARY_BYTES)
             for handle in weights
         ]
+
+    async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:
+        await anyio.lowlevel.checkpoint()
+        return [self.cached.get(parts[0].stem, 0) for parts in files]
 
     def give_up(self) -> None:
         self.given_up = True

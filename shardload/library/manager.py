@@ -26,8 +26,9 @@ from shardload.library.catalog import Catalog
 from shardload.library.effects import Effects
 from shardload.library.entry import ModelEntry, Use
 from shardload.library.lease import Lease, OpenProgress
-from shardload.library.ledger import Instance, Ledger, ServedKey, Waiter, Weights, served_key
+from shardload.library.ledger import Instance, Ledger, ServedKey, Waiter, served_key
 from shardload.library.lending import Lending
+from shardload.library.measuring import Measuring
 from shardload.library.names import Names
 from shardload.library.opener import Opener
 from shardload.library.replacement import Replacements
@@ -35,9 +36,6 @@ from shardload.library.seeded import has_room_beside
 from shardload.library.status import ModelStatus, model_status
 
 __all__ = ["Lease", "Manager", "ModelStatus", "OpenProgress"]
-
-MEASURE_SECONDS = 1.0
-"""How long a measurement is believed."""
 
 logger = logging.getLogger("shardload.library")
 
@@ -75,9 +73,12 @@ class Manager:
         self._replacements = Replacements(catalog, self)
         self._names = Names(catalog)
         self._tasks: TaskGroup | None = None
-        self._closing = self._measuring = False
+        self._closing = False
         self._changed = anyio.Event()
         self._alarm = Alarm(clock)
+        self._measuring = Measuring(
+            self._ledger, catalog, opener, self._effects, clock=clock, start=self._start, turn=self.turn
+        )
 
     @classmethod
     def from_config(cls, catalog: Catalog, opener: Opener, config: Config) -> Self:
@@ -93,6 +94,7 @@ class Manager:
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._keep_time)
+        self._measuring.refresh()
         for entry in self.catalog.entries():
             if entry.preload:
                 self._tasks.start_soon(self._preload, entry.name)
@@ -208,13 +210,14 @@ class Manager:
     def status(self) -> list[ModelStatus]:
         """Every model of the catalog; what is resident is as of the last measurement, and one is begun."""
         now = self._clock()
-        if not all(self._measured_lately(weights) for weights in self._ledger.weights.values()):
-            self._measure_soon()
+        if not self._closing and self._tasks is not None:
+            self._measuring.refresh()
         return [
             model_status(
                 entry,
                 list(self._ledger.served(served_key(entry))),
                 self._lending.counters(entry.name),
+                closed_bytes=self._measuring.closed_bytes(entry),
                 pinned=self._names.is_pinned(entry.name),
                 now=now,
             )
@@ -223,8 +226,7 @@ class Manager:
 
     async def measure(self) -> None:
         """Measure what is resident, for a `status` that is of now."""
-        await self._effects.measure()
-        self.turn()
+        await self._measuring.now()
 
     async def close(self, deadline_seconds: float = 0.0) -> None:
         """Refuse what waits, give leases the time until the deadline, then close everything. Idempotent."""
@@ -257,7 +259,7 @@ class Manager:
             pinned=self._pinned(),
             max_wait_seconds=self._max_wait_seconds,
             min_residency_seconds=self._min_residency_seconds,
-            is_stale=lambda weights: not self._measured_lately(weights),
+            is_stale=lambda weights: not self._measuring.is_young(weights),
         ).decide()
         for instance, waiters in actions.grants:
             self._lending.grant(instance, waiters)
@@ -272,7 +274,7 @@ class Manager:
         for weights in actions.unused:
             self._start(self._effects.close_weights, weights)
         if actions.measure:
-            self._measure_soon()
+            self._measuring.soon()
         self._alarm.set(min(actions.next_at, self._next_expiry()))
         self._changed.set()
         self._changed = anyio.Event()
@@ -284,7 +286,7 @@ class Manager:
         counters.open_seconds += instance.open_seconds
         counters.error = None
         self._lending.grant(instance, self._ledger.take_waiters(instance))
-        self._measure_soon()
+        self._measuring.soon()
         self.turn()
 
     def open_failed(self, instance: Instance, waiters: tuple[Waiter, ...], reason: str) -> None:
@@ -358,21 +360,6 @@ class Manager:
             ),
             default=math.inf,
         )
-
-    def _measured_lately(self, weights: Weights) -> bool:
-        return self._clock() - weights.measured_at <= MEASURE_SECONDS
-
-    def _measure_soon(self) -> None:
-        if not self._measuring:
-            self._measuring = True
-            self._start(self._measure)
-
-    async def _measure(self) -> None:
-        try:
-            await self._effects.measure()
-        finally:
-            self._measuring = False
-        self.turn()
 
     def _check_running(self) -> None:
         if self._closing or self._tasks is None:

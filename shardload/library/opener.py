@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 import psutil
 
 from shardload import memory
@@ -100,6 +102,10 @@ class Opener(Protocol):
         """Measure how much of each file is in memory; None where the system does not tell."""
         ...
 
+    async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:
+        """Measure how much of closed files, given by their parts, is in memory; None as above."""
+        ...
+
     def give_up(self) -> None:
         """Let running and later opens fail soon: the process is ending. On any thread."""
         ...
@@ -150,6 +156,10 @@ class LlamaOpener:
     async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
         """Ask the kernel for each mapping."""
         return await self._in_thread(lambda: [_resident_bytes(handle.model) for handle in weights])
+
+    async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:
+        """Ask the kernel for each file; on a thread where no open has to wait for it."""
+        return await anyio.to_thread.run_sync(lambda: [cached_bytes(paths) for paths in files])
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await _outcome(self._thread.submit(work))
@@ -202,6 +212,20 @@ class LlamaOpener:
             private_bytes=kv_bytes + int(context.compute_bytes),
             runner=context,
         )
+
+
+def cached_bytes(paths: Iterable[Path]) -> int | None:
+    """Bytes of a file in parts that are in memory: 0 for parts that are gone, None where nobody tells."""
+    total = 0
+    for path in paths:
+        try:
+            count = memory.file_resident_bytes(path)
+        except OSError:
+            continue
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def available_cores() -> int:

@@ -36,7 +36,7 @@ class ModelStatus:
     name: str
     state: ModelState
     resident_bytes: int | None
-    """Of the weights, as last measured; 0 while closed, None where the system does not tell."""
+    """Of the weights, open or closed, as last measured; None where the system does not tell."""
     size_bytes: int
     private_bytes: int
     kv_bytes: int
@@ -58,9 +58,18 @@ class ModelStatus:
 
 
 def model_status(
-    entry: ModelEntry, instances: Iterable[Instance], counters: ModelCounters, *, pinned: bool, now: float
+    entry: ModelEntry,
+    instances: Iterable[Instance],
+    counters: ModelCounters,
+    *,
+    closed_bytes: int | None,
+    pinned: bool,
+    now: float,
 ) -> ModelStatus:
-    """Describe a model by the instances that its name stands for."""
+    """Describe a model by the instances that its name stands for.
+
+    ``closed_bytes`` is what the system holds of its file when nothing has it open.
+    """
     there = [instance for instance in instances if instance.state in ("opening", "open")]
     waiting = [instance for instance in instances if instance.state in ("waiting", "closing")]
     weights = next((instance.weights for instance in there if instance.weights is not None), None)
@@ -76,7 +85,7 @@ def model_status(
     return ModelStatus(
         name=entry.name,
         state=state,
-        resident_bytes=weights.measured_bytes if weights else 0,
+        resident_bytes=weights.measured_bytes if weights else closed_bytes,
         size_bytes=entry.size_bytes,
         private_bytes=sum(i.private_bytes for i in there) + (weights.private_bytes if weights else 0),
         kv_bytes=sum(instance.handle.kv_bytes for instance in open_now if instance.handle),

@@ -4,8 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from typer.testing import Result
+
+from shardload.config import load_config
+from shardload.routing import Decision
+from shardload.runtime import assembled
+from shardload_server.cli.explain import parse
 
 Invoke = Callable[..., Result]
 
@@ -41,6 +47,29 @@ def test_the_rule_that_chose_and_those_that_did_not(
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == "small   by auto"
     assert "gold: no, header x-tier is not 'gold'" in result.stdout
+
+
+def test_a_server_would_decide_the_same(
+    invoke: Invoke, model_file: Path, request_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``auto`` takes the model with the least to read, and what the system has cached is not read."""
+    (tmp_path / "warm.gguf").write_bytes(model_file.read_bytes())
+    monkeypatch.setattr(
+        "shardload.memory.file_resident_bytes", lambda path: 2000 if path.stem == "warm" else 1000
+    )
+    path = tmp_path / "shardload.toml"
+    path.write_text(f"files = ['{model_file}', '{tmp_path / 'warm.gguf'}']")
+    explained = json.loads(invoke("route", "explain", request_file, "--config", path, "--json").stdout)
+
+    async def decide() -> Decision:
+        async with assembled(load_config(path)) as parts:
+            await parts.manager.measure()
+            return parts.service.plan(parse(body, None)).decision
+
+    body = request_file.read_bytes()
+    chosen = [[each.entry.name, each.reason] for each in anyio.run(decide).candidates]
+    assert [name for name, _ in chosen] == ["warm", "small"]
+    assert explained["candidates"] == chosen
 
 
 def test_headers_reach_the_rules(invoke: Invoke, config_file: Path, request_file: Path) -> None:

@@ -221,6 +221,27 @@ async def test_idle_weights_count_with_what_is_resident(open_library: OpenLibrar
         assert library.status("a").resident_bytes == 10
 
 
+async def test_closed_models_tell_what_the_system_holds_of_them(open_library: OpenLibrary) -> None:
+    async with open_library("ab") as library:
+        library.opener.cached |= {"a": 60, "b": None}
+        await library.rest()
+        assert (library.status("a").resident_bytes, library.status("b").resident_bytes) == (60, None)
+        library.opener.cached["a"] = 0
+        await library.rest()
+        assert library.status("a").resident_bytes == 60
+        await library.pass_time(1000)
+        library.status("a")
+        await library.rest()
+        assert library.status("a").resident_bytes == 0
+        library.opener.cached["a"] = 80
+        await library.manager.measure()
+        assert library.status("a").resident_bytes == 80
+        await library.use("a")
+        assert library.status("a").resident_bytes == 100
+        await library.manager.close()
+        assert library.status("a").resident_bytes == 80
+
+
 async def test_activation_of_an_open_model_makes_room(open_library: OpenLibrary) -> None:
     async with open_library(budget=2) as library:
         library.opener.resident |= {"a": 0}

@@ -15,7 +15,8 @@ from shardload.library.catalog import Catalog
 from shardload.library.entry import ModelEntry
 from shardload.library.lease import Lease
 from shardload.library.manager import Manager
-from shardload.library.opener import LlamaOpener, available_cores
+from shardload.library.opener import LlamaOpener, available_cores, cached_bytes
+from shardload.memory import file_resident_bytes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
@@ -129,6 +130,15 @@ async def test_a_file_that_was_deleted_while_it_was_open(
     assert await opener.resident_bytes([weights]) == [None]
     await opener.close_weights(weights, drop_pages=True)
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_files_that_are_closed_are_measured(opener: LlamaOpener, tmp_path: Path) -> None:
+    parts = [tmp_path / "1.gguf", tmp_path / "2.gguf"]
+    for part in parts:
+        part.write_bytes(bytes(100_000))
+    whole, one, none = await opener.cached_bytes([parts, [parts[0], tmp_path / "gone.gguf"], []])
+    assert (whole, one, none) == (cached_bytes(parts), file_resident_bytes(parts[0]), 0)
+    assert whole is None or whole > 0
 
 
 async def test_a_cancelled_caller_waits_for_what_has_begun(opener: LlamaOpener) -> None:
