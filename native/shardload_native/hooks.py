@@ -2,7 +2,8 @@
 
 While a load runs on this thread, the slots through which libllama calls `mmap`, `munmap` and
 `posix_madvise` point at functions of ours: MAP_POPULATE is dropped, advice is swallowed but for our own, and
-each mapping of a file is noted. The slots are put back afterwards. Calls of other threads pass through unchanged.
+each mapping of a file is noted. The slots are put back afterwards. Calls of other threads pass through
+unchanged.
 Where a slot is missing or holds something unexpected, and on platforms other than Linux, nothing is
 touched and the load is llama.cpp's ordinary one.
 """
@@ -30,8 +31,8 @@ _searching = threading.Lock()
 
 SYMBOLS = ("mmap", "munmap", "posix_madvise")
 MAP_ANONYMOUS, MAP_POPULATE = 0x20, 0x8000
-# Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every 4 KiB, which
-# is a tenth of the time. File systems without large folios, and kernels set to never, ignore it.
+# Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every 4 KiB,
+# which is a tenth of the time. File systems without large folios, and kernels set to never, ignore it.
 MADV_HUGEPAGE = 14
 PROT_READ, PROT_WRITE = 1, 2
 CALLS = """
