@@ -27,6 +27,7 @@ from shardload_server.streaming import EventStream
 GRACE_SECONDS = 0.3
 """How long a streaming request waits before it reports an open: what fails sooner fails with a status."""
 SILENCE_SECONDS = 15.0
+MODEL_HEADER, RULE_HEADER = "x-shardload-model", "x-shardload-rule"
 
 logger = logging.getLogger("shardload.server")
 
@@ -110,10 +111,12 @@ class Generation:
             stream.stop_heartbeat()
 
     def _planned_headers(self) -> Mapping[str, str]:
-        """What an answer's headers will be, when they may have to go out while a model still opens."""
-        if len(self.plan.decision.candidates) > 1:
-            return {}
-        return _headers(self.plan.model, self.plan.rule)
+        """What an answer's headers will be, when they may have to go out while a model still opens.
+
+        Of several models nobody knows yet which one answers.
+        """
+        planned = _headers(self.plan.model, self.plan.rule)
+        return {RULE_HEADER: planned[RULE_HEADER]} if len(self.plan.decision.candidates) > 1 else planned
 
     async def _send_events(self, stream: EventStream, outcome: Outcome) -> None:
         stream.start_heartbeat()
@@ -154,4 +157,4 @@ def answer_headers(answer: Answer | Embeddings) -> Mapping[str, str]:
 
 
 def _headers(model: str, rule: str) -> Mapping[str, str]:
-    return {"x-shardload-model": header_text(model), "x-shardload-rule": header_text(rule)}
+    return {MODEL_HEADER: header_text(model), RULE_HEADER: header_text(rule)}
