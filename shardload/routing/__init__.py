@@ -1,5 +1,6 @@
 """Which model answers a request: features of the request, rules, and one pure choice."""
 
+from shardload.routing.check import check_routes
 from shardload.routing.choose import AUTO, Candidate, CatalogView, Decision, Residency, choose
 from shardload.routing.features import Endpoint, RequestFeatures
 from shardload.routing.rules import failed_condition
@@ -12,6 +13,7 @@ __all__ = [
     "Endpoint",
     "RequestFeatures",
     "Residency",
+    "check_routes",
     "choose",
     "failed_condition",
 ]

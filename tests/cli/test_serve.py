@@ -123,9 +123,52 @@ def test_base_url(host: str, url: str) -> None:
 
 
 def test_config_check_says_what_is_there(invoke: Invoke, model_file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "shardload.toml"
+    path = tmp_path / ("long-name-" * 12) / "shardload.toml"
+    path.parent.mkdir()
     path.write_text(f'files = ["{model_file}"]')
-    assert "good; 1 models, 0 routes" in invoke("config", "check", path).stdout
+    assert invoke("config", "check", path).stdout == f"{path}: good; 1 model, 0 routes\n"
+    path.write_text(f"""
+        files = ["{model_file}"]
+        [models.polite]
+        base = "small"
+        aliases = ["kind"]
+        [[routes]]
+        name = "any"
+        target = "kind"
+        fallbacks = ["auto", "small"]
+        match = {{ model = "what clients call it" }}
+    """)
+    assert "good; 2 models, 1 route\n" in invoke("config", "check", path).stdout
+
+
+@pytest.mark.parametrize(
+    ("route", "line", "words"),
+    [
+        (
+            'target = "smal"',
+            4,
+            "the target of the route 'r' is 'smal', which is no model: did you mean 'small'?",
+        ),
+        ('fallbacks = ["auto",\n"x"]\ntarget = "small"', 5, "a fallback of the route 'r' is 'x'"),
+    ],
+)
+def test_config_check_finds_rules_for_models_that_are_not_there(
+    invoke: Invoke, model_file: Path, tmp_path: Path, route: str, line: int, words: str
+) -> None:
+    path = tmp_path / "shardload.toml"
+    path.write_text(f'files = ["{model_file}"]\n[[routes]]\nname = "r"\n{route}')
+    result = invoke("config", "check", path)
+    assert result.exit_code == 1
+    assert f"{path}:{line}: {words}" in result.stderr
+
+
+def test_config_check_warns_of_a_file_that_a_rule_needs(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"nothing")
+    path = tmp_path / "shardload.toml"
+    path.write_text('folders = ["."]\n[[routes]]\nname = "r"\ntarget = "broken"')
+    result = invoke("config", "check", path)
+    assert result.exit_code == 0
+    assert "broken.gguf" in result.stderr
 
 
 def test_config_check_names_the_line(invoke: Invoke, tmp_path: Path) -> None:

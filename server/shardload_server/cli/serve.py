@@ -180,10 +180,16 @@ def _curl(url: str, key: str, body: dict[str, object]) -> str:
 def check_config(path: Path) -> None:
     """Read a configuration as the server would; raises ConfigError with the line at fault."""
     from shardload.library.catalog import Catalog
+    from shardload.routing import check_routes
 
     config = load_config(path)
     catalog = Catalog.from_config(config)
     for problem, error in catalog.problems.items():
         console.warn(console.phrase(error) or str(problem))
-    models, routes = len(catalog.entries()), len(config.routes)
-    console.stdout().print(f"{path}: good; {models} models, {routes} routes")
+    check_routes(config, catalog)
+    counts = f"{_count(len(catalog.entries()), 'model')}, {_count(len(config.routes), 'route')}"
+    console.stdout().print(f"{path}: good; {counts}", soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
