@@ -8,7 +8,13 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +181,16 @@ def _hosted(**settings: Any) -> Iterator[Hosted]:
         yield Stack(config, catalog=catalog, manager=manager, service=services[0], keys=keys)  # type: ignore[arg-type]
 
     app = create_app(Config(server=config), stack_factory=fake_stack)
+    with _on_a_port(app, config) as (url, server, loop):
+        yield Hosted(
+            url, server, Served(app, app.state.stack, services[0], manager, httpx.AsyncClient()), loop
+        )
+
+
+@contextmanager
+def _on_a_port(
+    app: Starlette, config: ServerConfig
+) -> Iterator[tuple[str, Server, asyncio.AbstractEventLoop]]:
     ready: Future[asyncio.AbstractEventLoop] = Future()
     bound = bind(config)
     server = Server(
@@ -183,14 +199,37 @@ def _hosted(**settings: Any) -> Iterator[Hosted]:
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
     try:
-        loop = ready.result(30)
-        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        served = Served(app, app.state.stack, services[0], manager, httpx.AsyncClient())
-        yield Hosted(url, server, served, loop)
+        loop = ready.result(60)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}", server, loop
     finally:
         server.handle_exit(signal.SIGTERM, None)
-        thread.join(30)
+        thread.join(60)
         bound.close()
+
+
+@pytest.fixture(scope="session")
+def serving_files() -> Callable[[Config], AbstractContextManager[str]]:
+    """The real application behind a real port: ``with serving_files(config) as url``."""
+
+    @contextmanager
+    def run(config: Config) -> Iterator[str]:
+        with _on_a_port(create_app(config), config.server) as (url, _, _):
+            yield url
+
+    return run
+
+
+@pytest.fixture
+def say() -> Callable[..., str]:
+    """What a model says to a prompt, greedily: ``say(url, "fable", "Once")``."""
+
+    def ask(url: str, model: str, prompt: str = "Once upon a time", **options: Any) -> str:
+        body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 24, **options}
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["text"])
+
+    return ask
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -13,8 +10,6 @@ import pytest
 
 from shardload.config import Config, EngineConfig, ServerConfig
 from shardload.demo import demo_folder
-from shardload_server.app import create_app
-from shardload_server.runner import Server, bind, uvicorn_config
 
 pytestmark = pytest.mark.real
 
@@ -23,24 +18,14 @@ MESSAGES = [{"role": "user", "content": "Hello, who are you?"}]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
+def url(tmp_path_factory, serving_files):
     """A server of the demo models, and of a copy of one in a second folder."""
     copies = tmp_path_factory.mktemp("copies")
     (copies / "second.gguf").write_bytes((demo_folder() / "pirate.gguf").read_bytes())
-    settings = ServerConfig(port=0)
     engine = EngineConfig(threads=1, queue=2)
-    config = Config(folders=(str(demo_folder()), str(copies)), server=settings, engine=engine)
-    app = create_app(config)
-    ready: Future[None] = Future()
-    bound = bind(settings)
-    server = Server(uvicorn_config(app, settings), app, started=lambda: ready.set_result(None))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
-    thread.start()
-    ready.result(60)
-    yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(60)
-    bound.close()
+    folders = (str(demo_folder()), str(copies))
+    with serving_files(Config(folders=folders, server=ServerConfig(port=0), engine=engine)) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,0 +1,106 @@
+"""The openai client with more models than there is room for; greedy text is llama-cpp-python's own."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+import httpx
+import llama_cpp
+import openai
+import pytest
+
+from shardload.config import parse_config
+from shardload.demo import demo_folder
+from shardload_native.amx import avoid_traps
+from shardload_native.library import load
+
+pytestmark = pytest.mark.real
+
+NAMES = ("first", "second", "third", "fourth")
+SETTINGS = """
+folders = ["."]
+[server]
+port = 0
+[memory]
+budget = "{budget}"
+[engine]
+threads = 1
+"""
+PROMPT = "Once upon a time"
+TOKENS = 40
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four files of their own: copies of two demo models, each with other bytes at its end."""
+    for index, name in enumerate(NAMES):
+        copy = tmp_path / f"{name}.gguf"
+        shutil.copyfile(demo_folder() / f"{('fable', 'pirate')[index % 2]}.gguf", copy)
+        with copy.open("ab") as file:
+            file.write(bytes([index]))
+    return tmp_path
+
+
+def states(url):
+    models = httpx.get(f"{url}/models").json()["models"]
+    return {model["name"]: model for model in models}
+
+
+def room_for_three(folder, serving_files):
+    """A budget between what the three largest take and what all take, by what the server tells itself."""
+    with serving_files(parse_config(SETTINGS.format(budget="1GiB"), folder / "shardload.toml")) as url:
+        for name in NAMES:
+            assert httpx.post(f"{url}/models/load", json={"model": name}, timeout=60).status_code == 200
+        taken = [each["private_bytes"] + each["size_bytes"] for each in states(url).values()]
+    return sum(taken) - min(taken) // 2
+
+
+def test_three_stream_at_once_and_a_fourth_takes_the_place_of_the_oldest(folder, serving_files):
+    budget = room_for_three(folder, serving_files)
+    config = parse_config(SETTINGS.format(budget=f"{budget}B"), folder / "shardload.toml")
+    with (
+        serving_files(config) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        together = threading.Barrier(3)
+        heard: dict[str, str] = {}
+
+        def listen(name, meet=None):
+            stream = client.completions.create(
+                model=name, prompt=PROMPT, temperature=0, max_tokens=TOKENS, stream=True
+            )
+            text = next(stream).choices[0].text
+            if meet is not None:
+                # Each has its first token before any goes on to its last.
+                meet.wait(60)
+            heard[name] = text + "".join(chunk.choices[0].text for chunk in stream)
+
+        threads = [threading.Thread(target=listen, args=(name, together)) for name in NAMES[:3]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert set(heard) == set(NAMES[:3])
+        assert {name for name, state in states(url).items() if state["state"] == "open"} == set(NAMES[:3])
+        for name in ("first", "third"):
+            listen(name)
+        listen("fourth")
+        left = {name for name, state in states(url).items() if state["state"] == "open"}
+        assert left == {"first", "third", "fourth"}
+        assert states(url)["second"]["evictions"] == 1
+        listen("second")
+    expected = {name: reference(folder / f"{name}.gguf") for name in NAMES}
+    assert heard == expected
+    assert expected["first"] == expected["third"] != expected["second"]
+
+
+def reference(path):
+    """What llama-cpp-python says to the prompt by itself, greedily."""
+    avoid_traps(load())
+    llama = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
+    try:
+        answer = llama.create_completion(PROMPT, max_tokens=TOKENS, temperature=0.0, repeat_penalty=1.0)
+        return answer["choices"][0]["text"]
+    finally:
+        llama.close()
