@@ -62,6 +62,8 @@ MESSAGE_CHARACTERS = 16
 """What a message costs beside its text."""
 WORKER_THREADS = 2
 TEMPLATES_KEPT = 64
+EMBEDDED_AT_ONCE = 64
+"""Inputs that a request for embeddings gives the engine at a time: in between it is the turn of others."""
 
 logger = logging.getLogger("shardload.service")
 
@@ -142,9 +144,7 @@ class Service:
                 _characters(request.inputs),
                 lambda: [embedding_tokens(text, lease.vocab) for text in request.inputs],
             )
-            with _blaming("input"):
-                computed = lease.engine.embed(prompts)
-            vectors = await asyncio.wrap_future(computed)
+            vectors = await _vectors(prompts, lease)
         return Embeddings(
             vectors=tuple(_cut(vector, request.dimensions) for vector in vectors),
             prompt_tokens=sum(map(len, prompts)),
@@ -269,6 +269,19 @@ def _source(streams: Sequence[DeltaStream], lengths: Sequence[int], n: int) -> S
     if not streams:
         return Nothing(lengths, n)
     return Single(streams[0]) if len(streams) == 1 else Merged(streams)
+
+
+async def _vectors(prompts: Sequence[Sequence[int]], lease: Lease) -> list[NDArray[np.float32]]:
+    """One vector for each prompt; the longest go first, so that one too long is told before all the work."""
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
+    found: dict[int, NDArray[np.float32]] = {}
+    for start in range(0, len(order), EMBEDDED_AT_ONCE):
+        places = order[start : start + EMBEDDED_AT_ONCE]
+        with _blaming("input"):
+            computed = lease.engine.embed([prompts[place] for place in places])
+        vectors = await asyncio.wrap_future(computed)
+        found.update(zip(places, vectors, strict=True))
+    return [found[place] for place in range(len(prompts))]
 
 
 def _generation(prompt: Sequence[int], prepared: _Prepared, offset: int) -> GenerationRequest:

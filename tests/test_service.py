@@ -500,6 +500,41 @@ async def test_cancelled_while_vectors_are_made(service: Service, manager: FakeM
     runner.gate.set()
 
 
+async def test_many_texts_let_others_in_between(service: Service, manager: FakeManager) -> None:
+    small, many = EmbeddingRequest("vectors", ("a",)), EmbeddingRequest("vectors", ("b", "bcd", "bc") * 100)
+    alone = [
+        (await service.embed(service.plan(EmbeddingRequest("vectors", (text,))))) for text in many.inputs
+    ]
+    runner, ended = manager.runners["vectors", "embed"], []
+    runner.gate.clear()
+    runner.entered.clear()
+
+    async def embed(request: EmbeddingRequest) -> list[Any]:
+        made = await service.embed(service.plan(request))
+        ended.append(request)
+        return list(made.vectors)
+
+    first = asyncio.create_task(embed(many))
+    await asyncio.to_thread(runner.entered.wait, 30)
+    second = asyncio.create_task(embed(small))
+    await settle()
+    runner.gate.set()
+    vectors, _ = await asyncio.gather(first, second)
+    assert ended == [small, many]
+    assert all(np.array_equal(one.vectors[0], vector) for one, vector in zip(alone, vectors, strict=True))
+
+
+async def test_many_texts_of_which_one_is_too_long_are_refused_at_once(
+    service: Service, manager: FakeManager
+) -> None:
+    await service.embed(service.plan(EmbeddingRequest("vectors", ("a",))))
+    runner = manager.runners["vectors", "embed"]
+    steps = len(runner.steps)
+    with pytest.raises(PromptTooLong):
+        await service.embed(service.plan(EmbeddingRequest("vectors", (*("b",) * 100, "c" * 600))))
+    assert len(runner.steps) == steps
+
+
 async def test_an_answer_left_lying_is_told(service: Service) -> None:
     answer = await service.start(
         service.plan(CompletionRequest("small", ("a",), options=Options(max_tokens=0)))
