@@ -117,7 +117,42 @@ def write_model(path: Path, size: Size = Size(), *, kind: str = "Q8_0", seed: in
     """Write the model; the file appears under its name only when it is whole."""
     unfinished = path.with_suffix(".part")
     writer = gguf.GGUFWriter(unfinished, "llama")
-    writer.add_name(path.stem)
+    _add_metadata(writer, path.stem, size, kind)
+    _add_tensors(writer, size, kind, seed)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    unfinished.replace(path)
+
+
+def write_hollow_model(path: Path, size: Size, *, kind: str = "Q8_0") -> None:
+    """Write the header alone; the weights are a hole of their size that takes no room on the disk."""
+    unfinished = path.with_suffix(".part")
+    writer = gguf.GGUFWriter(unfinished, "llama")
+    _add_metadata(writer, path.stem, size, kind)
+    end_bytes = 0
+    for name, rows, columns in tensors(size):
+        norm = rows == 1
+        stored = gguf.GGMLQuantizationType.F32 if norm else gguf.GGMLQuantizationType[kind]
+        elements, block_bytes = gguf.GGML_QUANT_SIZES[stored]
+        row_bytes = columns // elements * block_bytes
+        shape = (columns,) if norm else (rows, row_bytes)
+        element = np.dtype(np.float32 if norm else np.uint8)
+        writer.add_tensor_info(f"{name}.weight", shape, element, rows * row_bytes, raw_dtype=stored)
+        end_bytes += gguf.GGUFWriter.ggml_pad(rows * row_bytes, writer.data_alignment)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    header_bytes = gguf.GGUFWriter.ggml_pad(unfinished.stat().st_size, writer.data_alignment)
+    with unfinished.open("r+b") as file:
+        file.truncate(header_bytes + end_bytes)
+    unfinished.replace(path)
+
+
+def _add_metadata(writer: gguf.GGUFWriter, name: str, size: Size, kind: str) -> None:
+    writer.add_name(name)
     writer.add_context_length(size.ctx_tokens)
     writer.add_embedding_length(size.dim)
     writer.add_block_count(size.layers)
@@ -135,12 +170,6 @@ def write_model(path: Path, size: Size = Size(), *, kind: str = "Q8_0", seed: in
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(CHAT_TEMPLATE)
-    _add_tensors(writer, size, kind, seed)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    unfinished.replace(path)
 
 
 def _add_tensors(writer: gguf.GGUFWriter, size: Size, kind: str, seed: int) -> None:

@@ -3,11 +3,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from tools.bench.figures import Row, figure, paired, quotients
+from tools.bench.latency import child
 from tools.bench.load import Ask, one, prompt, together, total_rate
+from tools.bench.processes import NotMeasurable, peer_copy
+from tools.make_model import Size, write_hollow_model
 
 
 def test_pairs_are_measured_in_turns_and_the_first_does_not_count() -> None:
@@ -41,6 +45,33 @@ def test_a_figure_shows_its_spread() -> None:
 def test_prompts_share_no_beginning() -> None:
     firsts = {prompt(seed).split()[0] for seed in range(50)}
     assert len(firsts) > 40
+
+
+def test_peers_have_files_of_their_own(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"one")
+    copy = peer_copy(model)
+    assert copy.read_bytes() == b"one"
+    assert not copy.samefile(model)
+    made = copy.stat().st_ino
+    assert peer_copy(model).stat().st_ino == made
+    model.write_bytes(b"other")
+    assert peer_copy(model).read_bytes() == b"other"
+
+
+def test_no_room_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"one")
+    monkeypatch.setattr("tools.bench.processes.SPARE_BYTES", 2**80)
+    with pytest.raises(NotMeasurable, match=r"no room on the disk for m-peer\.gguf, 3 bytes"):
+        peer_copy(model)
+
+
+def test_a_header_is_timed_in_a_process_of_its_own(tmp_path: Path) -> None:
+    small = Size(dim=256, layers=1, heads=4, kv_heads=2, ff=512, vocabulary=600)
+    write_hollow_model(tmp_path / "m.gguf", small)
+    assert child("header", str(tmp_path / "m.gguf"))["seconds"] > 0
+    assert child("reader", str(tmp_path / "m.gguf"))["seconds"] > 0
 
 
 @pytest.fixture

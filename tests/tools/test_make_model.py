@@ -6,7 +6,7 @@ import pytest
 
 from shardload.gguf import GGUFFile
 from shardload.llama import Model
-from tools.make_model import FILE_TYPES, Size, vocabulary, write_model
+from tools.make_model import FILE_TYPES, Size, vocabulary, write_hollow_model, write_model
 
 SMALL = Size(dim=256, layers=2, heads=4, kv_heads=2, ff=512, vocabulary=600, ctx_tokens=128)
 
@@ -20,6 +20,18 @@ def test_every_type_is_a_model_that_we_can_read(tmp_path: Path, kind: str) -> No
         assert made.vocabulary_size == 600
         assert set(made.quantization) == {kind, "F32"}
         assert made.tensors["blk.1.ffn_down.weight"].ne == (512, 256)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_a_hollow_model_has_the_same_header_and_size(tmp_path: Path, kind: str) -> None:
+    whole, hollow = (tmp_path / name / "made.gguf" for name in ("whole", "hollow"))
+    for path, write in ((whole, write_model), (hollow, write_hollow_model)):
+        path.parent.mkdir()
+        write(path, SMALL, kind=kind)
+    assert hollow.stat().st_size == whole.stat().st_size
+    with GGUFFile(whole) as one, GGUFFile(hollow) as other:
+        assert one.tensors == other.tensors
+        assert one.header_bytes == other.header_bytes
 
 
 def test_weights_are_of_sensible_size(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 child.py open MODEL      seconds of our open, and bytes of the file that this process has touched after it
 child.py stock MODEL     seconds of llama.cpp's own load, with its defaults
 child.py vocabulary MODEL    private bytes that a vocabulary costs
+child.py header MODEL    seconds in which we know a file by its header, and bytes beyond it that were read
+child.py reader MODEL    seconds of the gguf package's reader for the same file
 """
 
 from __future__ import annotations
@@ -60,6 +62,30 @@ def vocabulary(model: Path) -> dict[str, float]:
     return {"private_bytes": psutil.Process().memory_full_info().uss - before}
 
 
+def header(model: Path) -> dict[str, float]:
+    """Time our parser; nothing of the file but its header may come into memory."""
+    from shardload.gguf import GGUFFile
+    from shardload.memory import file_resident_bytes
+
+    started = time.perf_counter()
+    with GGUFFile(model) as opened:
+        seconds = time.perf_counter() - started
+        assert opened.vocabulary_size
+        beyond = file_resident_bytes(model, -(-opened.header_bytes[0] // 4096) * 4096)
+    return {"seconds": seconds, "read_beyond_bytes": beyond or 0}
+
+
+def reader(model: Path) -> dict[str, float]:
+    """Time the gguf package's reader."""
+    from gguf import GGUFReader
+
+    started = time.perf_counter()
+    opened = GGUFReader(model)
+    seconds = time.perf_counter() - started
+    assert opened.tensors
+    return {"seconds": seconds}
+
+
 def touched_bytes(model: Path) -> int:
     """Bytes of the file that are mapped into this process by having been looked at."""
     maps = psutil.Process().memory_maps(grouped=False)
@@ -69,5 +95,11 @@ def touched_bytes(model: Path) -> int:
 
 
 if __name__ == "__main__":
-    work = {"open": open_ours, "stock": open_stock, "vocabulary": vocabulary}[sys.argv[1]]
-    print(json.dumps(work(Path(sys.argv[2]))))
+    work = {
+        "open": open_ours,
+        "stock": open_stock,
+        "vocabulary": vocabulary,
+        "header": header,
+        "reader": reader,
+    }
+    print(json.dumps(work[sys.argv[1]](Path(sys.argv[2]))))

@@ -13,9 +13,11 @@ from typing import Any
 from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.load import Ask, one, prompt
 from tools.bench.processes import ROOT, NotMeasurable, shardload
+from tools.make_model import Size, write_hollow_model
 
 CTX_TOKENS = 2048
 ASKS_PER_TURN = 6
+TEN_GIGABYTES = Size(dim=4096, layers=40, heads=32, kv_heads=8, ff=14336, vocabulary=128_000)
 
 
 def switching(setting: Setting) -> Iterator[Row]:
@@ -69,6 +71,33 @@ def opening(setting: Setting) -> Iterator[Row]:
         1.0,
         "lower",
         note=f"{max(touched)} bytes of weights touched by the open",
+    )
+
+
+def header(setting: Setting) -> Iterator[Row]:
+    """Knowing a file of 10 GB by its header, which lists a vocabulary of 128,000 tokens."""
+    model = setting.tiny_model.with_name("header.gguf")
+    if not model.exists():
+        write_hollow_model(model, TEN_GIGABYTES)
+    beyond: list[int] = []
+
+    def ours(_turn: int) -> float:
+        result = child("header", str(model))
+        beyond.append(int(result["read_beyond_bytes"]))
+        return 1000 * float(result["seconds"])
+
+    first, second = paired(
+        setting.repeats, ours, lambda _turn: 1000 * float(child("reader", str(model))["seconds"])
+    )
+    yield Row(
+        "header of a 10 GB file with 128,000 tokens, against the gguf package's reader",
+        figure(first, "ms"),
+        figure(second, "ms"),
+        tuple(first),
+        50.0,
+        "lower",
+        "ms",
+        note=f"{max(beyond)} bytes read beyond it",
     )
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PEER_PYTHON = ROOT / ".venv" / "peers" / "bin" / "python"
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
+SPARE_BYTES = 2**30
 
 
 class NotMeasurable(Exception):
@@ -76,7 +77,7 @@ def shardload(
 def peers(
     models: Mapping[str, Path], settings: PeerSettings, *, slots: int, ctx_tokens: int
 ) -> Iterator[Target]:
-    """One xllamacpp process per model."""
+    """One xllamacpp process per model, each with a copy of the file that is its own."""
     if not PEER_PYTHON.exists():
         raise NotMeasurable("xllamacpp is not installed: start with tools/bench/run")
     with ExitStack() as stack:
@@ -85,7 +86,7 @@ def peers(
         for name, path in models.items():
             port = free_port()
             urls[name] = f"http://127.0.0.1:{port}"
-            command = [str(PEER_PYTHON), str(Path(__file__).with_name("peer.py")), str(path)]
+            command = [str(PEER_PYTHON), str(Path(__file__).with_name("peer.py")), str(peer_copy(path))]
             command += ["--port", str(port), "--slots", str(slots), "--ctx", str(ctx_tokens)]
             command += ["--threads", str(settings.threads)] if settings.threads is not None else []
             command += ["--poll", str(settings.poll)] if settings.poll is not None else []
@@ -93,6 +94,23 @@ def peers(
             command += ["--plain-buffers"] if _cpu_claims_amx() else []
             pid = stack.enter_context(process(command, urls[name] + "/health", settings.environment))
         yield Target(urls, dict.fromkeys(models, "model"), pid)
+
+
+def peer_copy(model: Path) -> Path:
+    """The same bytes in another file, made on first use.
+
+    How one program reads a file decides how its pages lie in memory; shared, it is the same for both.
+    """
+    copy = model.with_name(f"{model.stem}-peer{model.suffix}")
+    size = model.stat().st_size
+    if copy.exists() and copy.stat().st_size == size and copy.stat().st_mtime >= model.stat().st_mtime:
+        return copy
+    if shutil.disk_usage(model.parent).free < size + SPARE_BYTES:
+        raise NotMeasurable(f"no room on the disk for {copy.name}, {size} bytes")
+    unfinished = copy.with_suffix(".part")
+    shutil.copyfile(model, unfinished)
+    unfinished.replace(copy)
+    return copy
 
 
 def _cpu_claims_amx() -> bool:

@@ -3,7 +3,8 @@
     tools/bench/run [--quick] [--only NAME]... [--list]
 
 Ratios are of pairs measured back to back; figures are medians with [least, most]. Models are made on first
-use under bench-models/ (three of 1.1B parameters, 3.5 GB); every run is kept under bench-results/.
+use under bench-models/ (three of 1.1B parameters, 3.5 GB, and copies of two that only the peers read);
+every run is kept under bench-results/.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "two-processes": speed.two_processes,
     "switching": latency.switching,
     "opening": latency.opening,
+    "header": latency.header,
     "memory": cost.private_memory,
     "python": cost.python_time,
 }
