@@ -15,6 +15,7 @@ import anyio
 from shardload.chat.messages import ToolCall
 from shardload.chat.tools import ToolCallScanner
 from shardload.engine.request import Delta, Finish, Timings, TokenLogprob, Usage
+from shardload.errors import RequestError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,6 +26,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 # Deltas of several choices wait here for the one reader; beyond it they wait in the engine, which takes note.
 MERGED_DELTAS = 16
+GRAMMAR_PARAMS = ("grammar", "response_format")
 
 
 class Stream(Protocol):
@@ -81,14 +83,18 @@ class Answer:
         prompts_tokens: Sequence[int],
         n: int,
         tools: bool = False,
+        grammar_param: str = "grammar",
     ) -> None:
-        """Take over the lease and the source; ``n`` choices continue each prompt, with ``tools`` to call."""
+        """Take over the lease and the source; ``n`` choices continue each prompt, with ``tools`` to call.
+
+        ``grammar_param`` is the field of the request that a grammar came by.
+        """
         self.id = f"{kind}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model, self.rule = lease.entry.name, rule
         self.load_seconds = lease.load_seconds
         self.prompt_tokens = sum(prompts_tokens)
-        self._n = n
+        self._n, self._grammar_param = n, grammar_param
         self._completion_tokens = [0] * (len(prompts_tokens) * n)
         self._cached_tokens = [0] * (len(prompts_tokens) * n)
         self._unfinished = len(prompts_tokens) * n
@@ -118,7 +124,9 @@ class Answer:
             raise StopAsyncIteration
         try:
             index, delta = await self._source.next()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, RequestError) and error.param in GRAMMAR_PARAMS:
+                error.param = self._grammar_param
             await self.aclose()
             raise
         finish = delta.finish

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,13 @@ from shardload.toml_lines import KeyPath, key_lines
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
-MoreThanNothing = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
+FLOAT_LIMIT, FLOAT_LEAST = (2 - 2.0**-23) * 2.0**127, 2.0**-126
+"""llama.cpp computes in 32 bits: beyond the one is infinity, below the other soon nothing."""
+Finite = Annotated[float, msgspec.Meta(ge=-FLOAT_LIMIT, le=FLOAT_LIMIT)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=FLOAT_LIMIT)]
+MoreThanNothing = Annotated[float, msgspec.Meta(ge=FLOAT_LEAST, le=FLOAT_LIMIT)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
+PositiveShare = Annotated[float, msgspec.Meta(ge=FLOAT_LEAST, le=1)]
 CountOrAll = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 TokenId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}$")]
 StopText = Annotated[str, msgspec.Meta(min_length=1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from shardload.chat.messages import Message
+from shardload.config import FLOAT_LEAST, FLOAT_LIMIT
 from shardload.engine.sampling import SamplingParams
 from shardload.errors import RequestError
 
@@ -79,7 +79,7 @@ class Options:
         for name, kind, low, high in _RANGES:
             _check_number(name, getattr(self, name), kind, low, high)
         for name in ("top_p", "typical_p", "repeat_penalty"):
-            if getattr(self, name) == 0:
+            if (value := getattr(self, name)) is not None and value < FLOAT_LEAST:
                 raise RequestError(f"{name} must be more than 0", param=name)
         _check_stops(self.stop)
         for _, bias in self.logit_bias or ():
@@ -196,14 +196,11 @@ def _check_number(name: str, value: Any, kind: type, low: float, high: float) ->
     accepted = int if kind is int else (int, float)
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise RequestError(f"{name} must be {'a whole number' if kind is int else 'a number'}", param=name)
-    if not low <= value <= high or not abs(value) <= sys.float_info.max:
-        bounds = (
-            f"between {low} and {high}"
-            if math.isfinite(high)
-            else f"at least {low}"
-            if low == 0
-            else "finite"
-        )
+    if not low <= value <= high or not abs(value) <= FLOAT_LIMIT:
+        if math.isfinite(high):
+            bounds = f"between {low} and {high}"
+        else:
+            bounds = f"at least {low}" if low == 0 and not value >= 0 else "finite in 32 bits"
         raise RequestError(f"{name} must be {bounds}, not {value}", param=name)
 
 

@@ -84,6 +84,8 @@ class _Prepared:
 
     prompts: tuple[list[int], ...]
     grammar: str | None
+    grammar_param: str
+    """The field that the grammar came by."""
     options: Options
 
 
@@ -198,12 +200,14 @@ class Service:
             raise RequestError("response_format and grammar cannot be combined", param="grammar")
 
         def work() -> _Prepared:
-            grammar = options.grammar if schema is None else schema_grammar(schema)
+            grammar, param = options.grammar, "grammar"
+            if schema is not None:
+                grammar, param = schema_grammar(schema), "response_format"
             if isinstance(request, ChatRequest):
                 tokens = [chat_tokens(request, lease.entry, lease.vocab, self._make_template)]
             else:
                 tokens = [completion_tokens(prompt, lease.vocab) for prompt in prompts]
-            return _Prepared(tuple(tokens), grammar, options)
+            return _Prepared(tuple(tokens), grammar, param, options)
 
         return await self._in_thread_if_long(characters, work, force=bool(schema))
 
@@ -236,8 +240,16 @@ def _submit(request: ChatRequest | CompletionRequest, prepared: _Prepared, lease
             streams = _streams(prepared, request.n, lease, undo)
         source = _source(streams, lengths, request.n)
         kind: Literal["chatcmpl", "cmpl"] = "chatcmpl" if chat else "cmpl"
-        tools = isinstance(request, ChatRequest) and bool(request.tools)
-        answer = Answer(lease, source, kind=kind, rule=rule, prompts_tokens=lengths, n=request.n, tools=tools)
+        answer = Answer(
+            lease,
+            source,
+            kind=kind,
+            rule=rule,
+            prompts_tokens=lengths,
+            n=request.n,
+            tools=isinstance(request, ChatRequest) and bool(request.tools),
+            grammar_param=prepared.grammar_param,
+        )
         undo.pop_all()
     return answer
 

@@ -109,6 +109,7 @@ def test_empty_file_is_the_default() -> None:
         ("[models.a.parameters]\nseed = 1\ntemperature = -1\n", 3, "models.a.parameters.temperature"),
         ("[models.a.parameters]\ntemperature = inf\n", 2, "models.a.parameters.temperature"),
         ("[models.a.parameters]\ntop_p = 0\n", 2, "models.a.parameters.top_p"),
+        ("[models.a.parameters]\nlogit_bias = {5 = 1e39}\n", 2, "models.a.parameters.logit_bias"),
         ("[models.a.parameters]\nlogit_bias = {x = 1}\n", 2, "models.a.parameters.logit_bias"),
         ("[models]\na = 1\n", 2, "models.a must be a table"),
         ("[models.auto]\nfile = 'x'\n", 1, "cannot be called 'auto'"),

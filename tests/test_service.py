@@ -201,6 +201,22 @@ async def test_two_grammars_are_one_too_many(service: Service, manager: FakeMana
     assert manager.leases == []
 
 
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_bad_grammar_is_blamed_on_the_field_that_it_came_by(
+    service: Service, manager: FakeManager, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    monkeypatch.setattr("shardload.service.schema_grammar", lambda schema: "bad")
+    schema = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
+    for fields, param in (
+        ({"options": Options(grammar="bad")}, "grammar"),
+        ({"response_format": schema}, "response_format"),
+    ):
+        with pytest.raises(RequestError, match="the grammar does not parse") as caught:
+            await ask(service, ChatRequest("small", ASKED, n=n, **fields))
+        assert caught.value.param == param
+    assert manager.leases == []
+
+
 async def test_a_response_format_wins_over_the_models_own_grammar(
     catalog: FakeCatalog, manager: FakeManager
 ) -> None:
