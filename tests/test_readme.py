@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -71,6 +72,24 @@ def test_configuration(code: str) -> None:
     assert parse_config(code, ROOT / "shardload.toml").routes
 
 
+@pytest.mark.parametrize("command", shell_commands("".join(blocks("console"))), ids=first_words)
+def test_tools(command: str) -> None:
+    """What takes minutes is not run; it has to be there, and the benchmark has to know its options."""
+    tool, *arguments = shlex.split(command, comments=True)
+    assert os.access(ROOT / tool, os.X_OK)
+    if tool == "tools/bench/run":
+        words = [sys.executable, "-m", "tools.bench.run", *arguments, "--list"]
+        listed = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=ANSWER_SECONDS)
+        assert "single" in listed.stdout.splitlines(), listed.stderr
+
+
 def test_there_is_something_to_run() -> None:
     assert len(COMMANDS) >= 8
     assert len(blocks("python")) == 3
+    assert {match["language"] for match in BLOCK.finditer(README)} == {
+        "bash",
+        "console",
+        "python",
+        "sh",  # ASGI servers: tests/server/test_hosts.py
+        "toml",
+    }

@@ -10,7 +10,7 @@ import llama_cpp
 import openai
 import pytest
 
-from shardload.config import parse_config
+from shardload.config import Config, EngineConfig, MemoryConfig, ServerConfig
 from shardload.demo import demo_folder
 from shardload_native.amx import avoid_traps
 from shardload_native.library import load
@@ -18,15 +18,6 @@ from shardload_native.library import load
 pytestmark = pytest.mark.real
 
 NAMES = ("first", "second", "third", "fourth")
-SETTINGS = """
-folders = ["."]
-[server]
-port = 0
-[memory]
-budget = "{budget}"
-[engine]
-threads = 1
-"""
 PROMPT = "Once upon a time"
 TOKENS = 40
 
@@ -42,6 +33,15 @@ def folder(tmp_path):
     return tmp_path
 
 
+def configured(folder, budget_bytes):
+    return Config(
+        folders=(str(folder),),
+        server=ServerConfig(port=0),
+        memory=MemoryConfig(budget=budget_bytes),
+        engine=EngineConfig(threads=1),
+    )
+
+
 def states(url):
     models = httpx.get(f"{url}/models").json()["models"]
     return {model["name"]: model for model in models}
@@ -49,7 +49,7 @@ def states(url):
 
 def room_for_three(folder, serving_files):
     """A budget between what the three largest take and what all take, by what the server tells itself."""
-    with serving_files(parse_config(SETTINGS.format(budget="1GiB"), folder / "shardload.toml")) as url:
+    with serving_files(configured(folder, 2**30)) as url:
         for name in NAMES:
             assert httpx.post(f"{url}/models/load", json={"model": name}, timeout=60).status_code == 200
         taken = [each["private_bytes"] + each["size_bytes"] for each in states(url).values()]
@@ -58,9 +58,8 @@ def room_for_three(folder, serving_files):
 
 def test_three_stream_at_once_and_a_fourth_takes_the_place_of_the_oldest(folder, serving_files):
     budget = room_for_three(folder, serving_files)
-    config = parse_config(SETTINGS.format(budget=f"{budget}B"), folder / "shardload.toml")
     with (
-        serving_files(config) as url,
+        serving_files(configured(folder, budget)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client,
     ):
         together = threading.Barrier(3)

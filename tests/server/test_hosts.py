@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,14 +22,20 @@ from shardload_server.app import CONFIG_VARIABLE
 
 pytestmark = pytest.mark.real
 
-APP = "shardload_server.app:app_from_environment"
 HOSTS = {
-    "uvicorn": ([APP, "--factory", "--port", "{port}"], "running on"),
-    "hypercorn": ([f"{APP}()", "--bind", "127.0.0.1:{port}"], "Running on"),
-    "granian": ([APP, "--factory", "--interface", "asgi", "--port", "{port}"], "Started worker-1"),
+    "uvicorn": (["--port", "{port}"], "running on"),
+    "hypercorn": (["--bind", "127.0.0.1:{port}"], "Running on"),
+    "granian": (["--port", "{port}"], "Started worker-1"),
 }
+README = Path(__file__).parents[2] / "README.md"
 MESSAGES = [{"role": "user", "content": "Hello, who are you?"}]
 LONG = {"model": "fable", "prompt": "Once upon a time", "ignore_eos": True, "stream": True}
+
+
+def from_the_readme(host: str) -> list[str]:
+    """The arguments with which the README starts a host."""
+    (line,) = re.findall(rf"^{CONFIG_VARIABLE}=\S+ {host} (.+)$", README.read_text("utf-8"), re.MULTILINE)
+    return shlex.split(line)
 
 
 def free_port() -> int:
@@ -47,7 +55,8 @@ def config(tmp_path):
 @contextmanager
 def running(host: str, config: Path) -> Iterator[str]:
     """The URL of a host that serves; it must end by SIGTERM."""
-    arguments, sign = HOSTS[host]
+    more, sign = HOSTS[host]
+    arguments = [*from_the_readme(host), *more]
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", host, *(each.format(port=port) for each in arguments)],
