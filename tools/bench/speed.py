@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 
 from tools.bench.figures import Row, Setting, figure, paired, quotients
@@ -15,19 +15,11 @@ SLOTS = 8
 
 def single_stream(setting: Setting) -> Iterator[Row]:
     """One stream, decode only."""
-    models = setting.only("a")
-    same = PeerSettings("same threads", threads=setting.threads)
-    with (
-        shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as ours,
-        peers(models, same, slots=1, ctx_tokens=CTX_TOKENS) as theirs,
-    ):
 
-        def rate(target: Target, turn: int) -> float:
-            return one(_ask(target, "a", turn, setting.tokens)).decode_rate
+    def rate(target: Target, turn: int) -> float:
+        return one(_ask(target, "a", turn, setting.tokens)).decode_rate
 
-        first, second = paired(
-            setting.repeats, lambda turn: rate(ours, turn), lambda turn: rate(theirs, turn)
-        )
+    first, second = _against_a_peer(setting, 1, rate)
     yield Row(
         "single stream decode, Q8_0, against xllamacpp",
         figure(first, "tok/s"),
@@ -40,20 +32,12 @@ def single_stream(setting: Setting) -> Iterator[Row]:
 
 def parallel(setting: Setting) -> Iterator[Row]:
     """Eight streams to one model."""
-    models = setting.only("a")
-    same = PeerSettings("same threads", threads=setting.threads)
-    with (
-        shardload(models, threads=setting.threads, slots=SLOTS, ctx_tokens=CTX_TOKENS) as ours,
-        peers(models, same, slots=SLOTS, ctx_tokens=CTX_TOKENS) as theirs,
-    ):
 
-        def rate(target: Target, turn: int) -> float:
-            asks = [_ask(target, "a", turn * SLOTS + index, setting.tokens) for index in range(SLOTS)]
-            return total_rate(together(asks))
+    def rate(target: Target, turn: int) -> float:
+        asks = [_ask(target, "a", turn * SLOTS + index, setting.tokens) for index in range(SLOTS)]
+        return total_rate(together(asks))
 
-        first, second = paired(
-            setting.repeats, lambda turn: rate(ours, turn), lambda turn: rate(theirs, turn)
-        )
+    first, second = _against_a_peer(setting, SLOTS, rate)
     yield Row(
         "8 parallel requests to one model, total, against xllamacpp with 8 slots",
         figure(first, "tok/s"),
@@ -62,6 +46,19 @@ def parallel(setting: Setting) -> Iterator[Row]:
         1.0,
         "higher",
     )
+
+
+def _against_a_peer(
+    setting: Setting, slots: int, rate: Callable[[Target, int], float]
+) -> tuple[list[float], list[float]]:
+    """Rates of both sides with one model, the same threads and as many slots."""
+    models = setting.only("a")
+    same = PeerSettings("same threads", threads=setting.threads)
+    with (
+        shardload(models, threads=setting.threads, slots=slots, ctx_tokens=CTX_TOKENS) as ours,
+        peers(models, same, slots=slots, ctx_tokens=CTX_TOKENS) as theirs,
+    ):
+        return paired(setting.repeats, lambda turn: rate(ours, turn), lambda turn: rate(theirs, turn))
 
 
 def two_models(setting: Setting) -> Iterator[Row]:
