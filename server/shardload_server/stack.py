@@ -45,8 +45,11 @@ class Stack:
         if self._deadline is not None:
             return
         self.in_flight.stop_admitting()
-        logger.info("shutting down: %d requests may finish", len(self.in_flight))
         seconds = self.config.server.shutdown_seconds
+        if running := len(self.in_flight):
+            logger.info("shutting down: %d requests may finish within %g s", running, seconds)
+        else:
+            logger.info("shutting down")
         self._deadline = asyncio.get_running_loop().call_later(seconds, self.fail_running)
 
     def fail_running(self) -> None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -81,6 +83,22 @@ def test_bar_shows_whole_part_and_none() -> None:
 )
 def test_format_count(count: int, text: str) -> None:
     assert format_count(count) == text
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(invoke: Invoke, tmp_path: Path) -> None:
+    path = tmp_path / "evil.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("a\x1b[2Jb\x9bc")
+    writer.add_tensor("blk.0.\x1b[7mx", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    result = invoke("inspect", path, "--tensors", "--metadata")
+    assert result.exit_code == 0
+    assert not set(result.stdout) & {"\x1b", "\x9b"}
+    assert "a\ufffd[2Jb\ufffdc" in result.stdout
+    assert json.loads(invoke("inspect", path, "--json").stdout)["name"] == "a\x1b[2Jb\x9bc"
 
 
 def test_long_values_are_cut() -> None:

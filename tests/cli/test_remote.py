@@ -79,6 +79,16 @@ def test_leaving(state: dict[str, Any], words: str) -> None:
     assert leaving(model("one", **state)) == words
 
 
+def test_names_are_shown_in_full(invoke: Invoke, fake_server: FakeServer) -> None:
+    name = "a-name-as-long-as-those-of-merged-and-quantised-models-often-are-Q4_K_M"
+    fake_server.answer("/models", {"models": [model(name, state="open", leases=4, queued=3)]})
+    for command in ("list", "ps"):
+        lines = invoke(command, "--url", fake_server.url).stdout.splitlines()
+        assert "".join(line.split("   ")[0].strip() for line in lines[2:]) == name
+        assert max(map(len, lines)) <= 80
+    assert "4, 3 wait" in "\n".join(lines)
+
+
 def test_load_sends_what_was_asked_for(invoke: Invoke, fake_server: FakeServer, tmp_path: Path) -> None:
     fake_server.answer("/models/load", {"success": True})
     file = tmp_path / "other.gguf"

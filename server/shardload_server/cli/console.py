@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 def stdout() -> Console:
     """A console on standard output; nothing in a string is taken for markup unless asked for."""
-    from rich.console import Console
+    from shardload_server.cli.screen import Screen
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return Screen(highlight=False, markup=False, emoji=False)
 
 
 def stderr() -> Console:
     """A console on standard error."""
-    from rich.console import Console
+    from shardload_server.cli.screen import Screen
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return Screen(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def complain(message: str) -> None:
@@ -77,14 +77,14 @@ def phrase(error: Exception) -> str | None:
 
 
 def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
-    """A plain table; the columns in ``numbers`` are right-aligned."""
+    """A plain table; the columns in ``numbers`` are right-aligned, and the others lose no letter."""
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         right = column in numbers
-        made.add_column(column, justify="right" if right else "left", no_wrap=right)
+        made.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
     return made
 
 

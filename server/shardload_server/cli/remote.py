@@ -106,22 +106,26 @@ def show_open(server: Server, *, as_json: bool) -> None:
     if not models:
         out.print("no model is open")
         return
-    columns = ("model", "state", "in memory", "private", "running", "waiting", "leaves")
-    made = console.table(*columns, numbers=columns[2:6])
+    columns = ("model", "state", "in memory", "private", "requests", "leaves")
+    made = console.table(*columns, numbers=columns[2:5])
     for model in models:
         made.add_row(
             model["name"],
             model["state"],
             f"{format_bytes(model['resident_bytes'] or 0)} of {format_bytes(model['size_bytes'])}",
             format_bytes(model["private_bytes"]),
-            str(model["leases"]),
-            str(model["queued"]),
+            requests(model),
             leaving(model),
         )
     out.print(made)
     for model in models:
         if model.get("error"):
             console.complain(f"{model['name']}: {model['error']}")
+
+
+def requests(model: dict[str, Any]) -> str:
+    """How many requests hold a model, and how many wait for it."""
+    return f"{model['leases']}, {model['queued']} wait" if model["queued"] else str(model["leases"])
 
 
 def leaving(model: dict[str, Any]) -> str:

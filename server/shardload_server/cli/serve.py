@@ -173,7 +173,7 @@ def _body(entry: ModelEntry) -> dict[str, object]:
 
 
 def _curl(url: str, key: str, body: dict[str, object]) -> str:
-    text = json.dumps(body, separators=(",", ":")).replace("'", "'\\''")
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False).replace("'", "'\\''")
     return f"curl {url}{key} \\\n  -H 'Content-Type: application/json' \\\n  -d '{text}'"
 
 

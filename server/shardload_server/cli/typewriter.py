@@ -8,8 +8,9 @@ from typing import TextIO
 
 from rich.cells import cell_len
 
+from shardload_server.cli.screen import STEERING
+
 TAB_COLUMNS = 8
-STRANGE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Typewriter:
@@ -57,7 +58,7 @@ class Typewriter:
             self._word = character
             self._end_word()
         elif character != "\r":
-            self._word += STRANGE if unicodedata.category(character) == "Cc" else character
+            self._word += character.translate(STEERING)
             if len(self._word) >= self._width:
                 self._end_word()
 

@@ -1,0 +1,24 @@
+"""A console on which names out of files cannot steer the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+STRANGE = "\N{REPLACEMENT CHARACTER}"
+STEERING = {code: STRANGE for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""For `str.translate`: control characters, of both sets, that are no white space."""
+
+
+class Screen(Console):
+    """Shows control characters as such; a file's metadata and a server's words may hold any."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as always; what the console itself says to the terminal is kept apart by rich."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(segment.text.translate(STEERING), segment.style)
