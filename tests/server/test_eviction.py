@@ -47,17 +47,18 @@ def states(url):
     return {model["name"]: model for model in models}
 
 
-def room_for_three(folder, serving_files):
-    """A budget between what the three largest take and what all take, by what the server tells itself."""
+def room_for_three(folder, serving_files, say):
+    """A budget that four do not fit into, by what the server itself says that each takes."""
     with serving_files(configured(folder, 2**30)) as url:
         for name in NAMES:
-            assert httpx.post(f"{url}/models/load", json={"model": name}, timeout=60).status_code == 200
+            say(url, name)
         taken = [each["private_bytes"] + each["size_bytes"] for each in states(url).values()]
-    return sum(taken) - min(taken) // 2
+    # Not all of the weights need be in memory, and an open is planned with more than it takes in the end.
+    return sum(taken) - min(taken) * 3 // 4
 
 
-def test_three_stream_at_once_and_a_fourth_takes_the_place_of_the_oldest(folder, serving_files):
-    budget = room_for_three(folder, serving_files)
+def test_three_stream_at_once_and_a_fourth_takes_the_place_of_the_oldest(folder, serving_files, say):
+    budget = room_for_three(folder, serving_files, say)
     with (
         serving_files(configured(folder, budget)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client,

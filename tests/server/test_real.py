@@ -15,6 +15,7 @@ pytestmark = pytest.mark.real
 
 VOICES = ("fable", "pirate")
 MESSAGES = [{"role": "user", "content": "Hello, who are you?"}]
+STORY = [{"role": "user", "content": "Tell me a story."}]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_a_whole_answer_is_the_streamed_one(client):
 def test_a_seed_repeats_itself(client):
     def ask(seed):
         answer = client.chat.completions.create(
-            model="fable", messages=MESSAGES, temperature=1.2, seed=seed, n=2, max_tokens=24
+            model="fable", messages=STORY, temperature=1.2, seed=seed, n=2, max_tokens=48
         )
         return [choice.message.content for choice in answer.choices]
 
