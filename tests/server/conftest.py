@@ -85,6 +85,17 @@ class AsgiExchange:
         await self.reading.wait()
         self.sent.put_nowait(message)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the application has taken in the request."""
+        return self._inbox.empty()
+
+    def cut_short(self) -> None:
+        """Leave in the middle of the body; to be called before the application has begun."""
+        self._inbox.get_nowait()
+        self._inbox.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+        self.leave()
+
     def leave(self) -> None:
         self._inbox.put_nowait({"type": "http.disconnect"})
 

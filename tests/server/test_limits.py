@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import pytest
+
+from shardload_server import limits
 
 pytestmark = pytest.mark.anyio
 
@@ -37,3 +42,46 @@ async def test_lengths_that_are_none(serve, length):
             "/v1/completions", content=b"x" * 101, headers={"content-length": length.encode()}
         )
         assert response.status_code == 413
+
+
+async def test_a_body_that_stops_in_the_middle(serve, error_of, monkeypatch):
+    async def chunks():
+        yield b"{"
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(limits, "SILENCE_SECONDS", 0.01)
+    async with serve() as served:
+        response = await served.client.post("/v1/completions", content=chunks())
+        assert response.status_code == 408
+        assert error_of(response)["code"] == "request_timeout"
+
+
+async def test_a_client_may_wait_for_its_answer_for_as_long_as_it_takes(serve, answer, monkeypatch):
+    monkeypatch.setattr(limits, "SILENCE_SECONDS", 0.0)
+    async with serve() as served:
+        slow = answer("ada")
+        served.service.answers.append(slow)
+        exchange = served.exchange("/v1/completions", prompt="x")
+        while not exchange.idle:
+            await asyncio.sleep(0)
+        slow.say("there").end()
+        assert (await exchange.start())["status"] == 200
+        assert b"there" in await exchange.rest()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body(serve, caplog):
+    async with serve() as served:
+        exchange = served.exchange("/v1/completions", prompt="x")
+        exchange.cut_short()
+        with caplog.at_level(logging.INFO):
+            await exchange.task
+        assert exchange.sent.empty()
+        assert [record.levelname for record in caplog.records] == ["INFO"]
+        assert "POST /v1/completions -> 499" in caplog.text
+
+
+async def test_a_path_is_one_line_of_the_log(serve, caplog):
+    async with serve() as served:
+        with caplog.at_level(logging.INFO, "shardload.server"):
+            await served.client.get("/a%0aforged")
+        assert "GET /a%0Aforged -> 404" in caplog.text

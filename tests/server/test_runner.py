@@ -55,6 +55,22 @@ def test_a_reload_reaches_the_parts(host):
     assert httpx.get(f"{hosted.url}/v1/models", headers={"x-api-key": "old"}).status_code == 401
 
 
+def test_a_signal_in_the_middle_of_a_reload_asks_for_another(host):
+    hosted = host()
+    changed = [Config(server=ServerConfig(api_keys=(key,))) for key in ("old", "new")]
+
+    def read():
+        config = changed[len(hosted.served.manager.calls)]
+        if config is changed[0]:
+            hosted.server._begin_reload()
+        return config
+
+    hosted.server._reload_config = read
+    hosted.call(hosted.server._begin_reload)
+    hosted.call(lambda: hosted.server._reloading)
+    assert hosted.served.manager.calls == [("reconfigure", config) for config in changed]
+
+
 def test_an_address_that_is_taken():
     with bind(ServerConfig(port=0)) as bound:
         bound.listen()
