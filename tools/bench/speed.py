@@ -99,12 +99,10 @@ def two_processes(setting: Setting) -> Iterator[Row]:
                 peers(models, settings, slots=1, ctx_tokens=CTX_TOKENS) as apart,
                 behind_nginx(apart) as theirs,
             ):
-                # Left to themselves two processes take minutes for what one does in seconds.
-                tokens = max(setting.tokens // 4, 8) if settings is candidates[0] else setting.tokens
                 pair = paired(
                     setting.repeats,
-                    lambda turn, tokens=tokens: _both(ours, turn, tokens),  # type: ignore[misc]
-                    lambda turn, tokens=tokens, theirs=theirs: _both(theirs, turn, tokens),  # type: ignore[misc]
+                    lambda turn: _both(ours, turn, setting.tokens),
+                    lambda turn, theirs=theirs: _both(theirs, turn, setting.tokens),  # type: ignore[misc]
                 )
             measured.append((settings, *pair))
     best = max(measured[1:], key=lambda entry: median(entry[2]))
