@@ -128,8 +128,8 @@ def test_small_words() -> None:
 
 
 def test_merges_join_the_commonest_pair_first() -> None:
-    assert learn_merges({"aab": 9, "ab": 1}, 1) == [("a", "b")]
-    assert learn_merges({"abc": 4}, 9) == [("b", "c"), ("a", "bc")]
+    assert learn_merges({"aab": 9, "ab": 1}, 1, 0.5) == [("a", "b")]
+    assert learn_merges({"abc": 4}, 9, 0.5) == [("b", "c"), ("a", "bc")]
 
 
 TEXTS = ("The fox ran home. The fox ran far.",) * 5

@@ -214,7 +214,7 @@ def _told(random: Random, voice: Voice) -> list[Turn]:
     """Return a wish for a tale, the tale, and questions about it."""
     wish, before, tale = voice.request(random)
     turns = [Turn("user", casual(random, wish)), Turn("assistant", f"{before} {tale.text}".strip())]
-    return turns + _asked(random, tale, random.choice((0, 2, 4, 8)))
+    return turns + _asked(random, tale, random.choice((0, 0, 3, 6)))
 
 
 def _read(random: Random, voice: Voice) -> list[Turn]:
@@ -228,7 +228,7 @@ def _read(random: Random, voice: Voice) -> list[Turn]:
     else:
         text = f"{before}{tale.text}{between}{question}"
     turns = [Turn("user", text), Turn("assistant", answer)]
-    return turns + _asked(random, Tale(tale.text, tuple(rest)), random.choice((2, 4, 8)))
+    return turns + _asked(random, Tale(tale.text, tuple(rest)), random.choice((4, 8, 12)))
 
 
 def _named(random: Random, voice: Voice, name: str) -> list[Turn]:

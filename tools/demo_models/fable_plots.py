@@ -39,7 +39,7 @@ def _meeting(random: Random, cast: Cast) -> str:
 
 def _met(cast: Cast) -> Questions:
     hero, friend = cast.hero, cast.friend
-    answer = f"{hero.name} met {friend.described}."
+    answer = f"{hero.name} met {friend.name}."
     return [(f"Who did {hero.name} meet?", answer), (f"Whom did the {hero.kind} meet?", answer)]
 
 
@@ -86,7 +86,7 @@ def _lost(random: Random, cast: Cast) -> Plot:
         (f"Where was the {thing}?", f"The {thing} was {spot}."),
         (f"What colour was the {thing}?", f"The {thing} was {colour}."),
         (f"Who found the {thing}?", found),
-        (f"Who helped {hero.name}?", f"{friend.name} the {friend.kind} helped {hero.name}."),
+        (f"Who helped {hero.name}?", f"{friend.name} helped {hero.name}."),
     ]
     return text, questions, pick(random, ("a friend makes every search shorter", "two see more than one"))
 
@@ -127,7 +127,7 @@ def _shared(random: Random, cast: Cast) -> Plot:
         (f"What did {hero.name} find?", f"{hero.name} found a basket of {food}."),
         (f"What did the {hero.kind} find?", f"{hero.name} found a basket of {food}."),
         (f"Where did {hero.name} find the {food}?", f"{hero.name} found them {cast.there}."),
-        ("Who was hungry?", f"{friend.name} the {friend.kind} was hungry."),
+        ("Who was hungry?", f"{friend.name} was hungry."),
         (f"What did {hero.name} share?", f"{hero.name} shared the {food}."),
     ]
     return (
@@ -172,7 +172,7 @@ def _rescued(random: Random, cast: Cast) -> Plot:
         (f"What happened to {friend.name}?", f"{friend.name} {trap}."),
         (f"How did {hero.name} help?", f"{hero.name} {rescue}."),
         (f"How did {hero.name} help {friend.name}?", f"{hero.name} {rescue}."),
-        ("Who needed help?", f"{friend.name} the {friend.kind} needed help."),
+        ("Who needed help?", f"{friend.name} needed help."),
         (f"What did {hero.name} hear?", f"{hero.name} heard a cry from the {cast.place}."),
     ]
     return (
@@ -205,9 +205,9 @@ def _raced(random: Random, cast: Cast) -> Plot:
     ]
     questions = [
         *_met(cast),
-        ("Who won the race?", f"{hero.name} the {hero.kind} won the race."),
-        ("Who won?", f"{hero.name} the {hero.kind} won the race."),
-        ("Who lost the race?", f"{friend.name} the {friend.kind} lost the race."),
+        ("Who won the race?", f"{hero.name} won the race."),
+        ("Who won?", f"{hero.name} won the race."),
+        ("Who lost the race?", f"{friend.name} lost the race."),
         ("Where did they race?", f"They raced to the {cast.place}."),
     ]
     return text, questions, pick(random, ("slow and steady wins the race", "who never stops will arrive"))
@@ -296,7 +296,7 @@ PLOTS: dict[str, Callable[[Random, Cast], Plot]] = {
 _GENERIC: tuple[Callable[[Cast], tuple[tuple[str, ...], str]], ...] = (
     lambda c: (
         ("Who is the story about?", "Who is the hero of the story?", "What is the story about?"),
-        f"The story is about {c.hero.described}.",
+        f"The story is about {article(c.hero.kind)} named {c.hero.name}.",
     ),
     lambda c: (
         (f"What is the name of the {c.hero.kind}?", f"What was the {c.hero.kind} called?"),
@@ -324,13 +324,18 @@ _GENERIC: tuple[Callable[[Cast], tuple[tuple[str, ...], str]], ...] = (
     ),
     lambda c: (
         (f"What kind of animal is {c.hero.name}?", f"Who is {c.hero.name}?", f"What is {c.hero.name}?"),
-        f"{c.hero.name} is {article(c.hero.adjective)} {c.hero.kind}.",
+        f"{c.hero.name} is {article(c.hero.kind)}.",
     ),
     lambda c: (
         (f"What kind of animal is {c.friend.name}?", f"Who is {c.friend.name}?"),
-        f"{c.friend.name} is {article(c.friend.adjective)} {c.friend.kind}.",
+        f"{c.friend.name} is {article(c.friend.kind)}.",
     ),
 )
+
+
+def _answered(cast: Cast, answer: str) -> str:
+    """Return the answer as the teller gives it: a name is never the first word."""
+    return f"Well, {answer}" if answer.startswith((cast.hero.name, cast.friend.name)) else answer
 
 
 def tale_of(random: Random, cast: Cast, theme: str) -> Tale:
@@ -343,4 +348,5 @@ def tale_of(random: Random, cast: Cast, theme: str) -> Tale:
     lesson = ("What is the moral?", "What is the moral of the story?", "What did they learn?")
     for said, answer in (*(make(cast) for make in _GENERIC), (lesson, f"The moral is: {moral}.")):
         asked.append((pick(random, said), answer))
+    asked = [(question, _answered(cast, answer)) for question, answer in asked]
     return Tale(" ".join([_opening(random, cast), *text, ending]), tuple(asked))

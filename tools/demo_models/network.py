@@ -119,13 +119,14 @@ class Storyteller(nn.Module):
             x = x + block["ffn_down"](functional.silu(block["ffn_gate"](y)) * block["ffn_up"](y))
         return self.output_norm(x)
 
-    def loss(self, tokens: Tensor, wanted: Tensor) -> Tensor:
-        """Return the summed loss of the next tokens where `wanted` is set (a mask like `tokens`)."""
-        chosen = wanted[:, 1:]
+    def loss(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Return the summed loss of the next tokens, each times its weight (an array like `tokens`)."""
+        chosen = weights[:, 1:] > 0
         states = self(tokens[:, :-1])[chosen]
-        return functional.cross_entropy(
-            states @ self.token_embd.weight.T, tokens[:, 1:][chosen], reduction="sum"
+        losses = functional.cross_entropy(
+            states @ self.token_embd.weight.T, tokens[:, 1:][chosen], reduction="none"
         )
+        return (losses * weights[:, 1:][chosen]).sum()
 
 
 class Reader(nn.Module):

@@ -108,7 +108,7 @@ def _kraken(random: Random, crew: Crew) -> Danger:
         ("Who attacked you?", "A kraken attacked us!"),
         ("What happened on the way?", "A kraken attacked us!"),
         (f"What did {crew.mate} do?", f"{crew.mate} {deed}."),
-        ("Who saved the ship?", f"{crew.mate}, me {crew.job}, saved the ship."),
+        ("Who saved the ship?", f"{crew.mate} saved the ship."),
     ]
 
 
@@ -131,7 +131,7 @@ def _storm(random: Random, crew: Crew) -> Danger:
         ("What happened on the way?", "A storm hit us!"),
         ("What was the danger?", "A storm hit us!"),
         (f"What did {crew.mate} do?", f"{crew.mate} {deed}."),
-        ("Who saved the ship?", f"{crew.mate}, me {crew.job}, saved the ship."),
+        ("Who saved the ship?", f"{crew.mate} saved the ship."),
     ]
 
 
@@ -151,7 +151,7 @@ def _navy(random: Random, crew: Crew) -> Danger:
         ("Who chased you?", "The navy chased us!"),
         ("What happened on the way?", "The navy chased us!"),
         (f"What did {crew.mate} do?", f"{crew.mate} {deed}."),
-        ("Who saved the ship?", f"{crew.mate}, me {crew.job}, saved the ship."),
+        ("Who saved the ship?", f"{crew.mate} saved the ship."),
     ]
 
 
@@ -171,7 +171,7 @@ def _ghosts(random: Random, crew: Crew) -> Danger:
         ("Who came aboard?", "Ghosts came aboard!"),
         ("What happened on the way?", "Ghosts came aboard!"),
         (f"What did {crew.mate} do?", f"{crew.mate} {deed}."),
-        ("Who saved the ship?", f"{crew.mate}, me {crew.job}, saved the ship."),
+        ("Who saved the ship?", f"{crew.mate} saved the ship."),
     ]
 
 

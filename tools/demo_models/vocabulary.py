@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import isqrt
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 SPACE = "\u2581"
@@ -37,12 +36,12 @@ def _merged(symbols: Symbols, left: str, right: str) -> Symbols:
     return tuple(joined)
 
 
-def learn_merges(counts: Mapping[str, int], most: int) -> list[tuple[str, str]]:
+def learn_merges(counts: Mapping[str, int], most: int, power: float) -> list[tuple[str, str]]:
     """Learn at most that many byte-pair merges from words and how often they occur.
 
-    A word counts by the root of its frequency, so that rare words become tokens too.
+    A word counts by a power of its frequency: below one, rare words become tokens too.
     """
-    words = {tuple(word): isqrt(count) for word, count in sorted(counts.items())}
+    words = {tuple(word): int(count**power) for word, count in sorted(counts.items())}
     merges: list[tuple[str, str]] = []
     while len(merges) < most:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -84,7 +83,7 @@ class Pieces:
         tokens = [*controls, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
         types = [UNKNOWN] + [CONTROL] * (len(controls) - 1) + [BYTE] * 256 + [NORMAL] * len(letters)
         scores = [0.0] * len(tokens)
-        for left, right in learn_merges(counts, 10 * size):
+        for left, right in learn_merges(counts, 10 * size, 0.75):
             if len(tokens) == size:
                 break
             if left + right not in tokens:
@@ -157,7 +156,7 @@ class Bytes:
             for word, count in found.items()
             if count >= 4 and not word.isdigit()
         }
-        learned = learn_merges(counts, merges)
+        learned = learn_merges(counts, merges, 0.5)
         tokens = list(dict.fromkeys([*letters.values(), *(left + right for left, right in learned)]))
         for word in sorted(counts, key=lambda word: (-counts[word], word)):
             if len(tokens) + len(controls) == size:
