@@ -107,7 +107,10 @@ class Catalog:
         config, wanted = self._state.config, Path(path)
         if any(wanted == facts.path for facts in self._state.files.values()):
             return True
-        real = wanted.resolve()
+        try:
+            real = wanted.resolve()
+        except (ValueError, RuntimeError):  # a NUL, or links in a circle
+            return False
         if any(real == facts.path.resolve() for facts in self._state.files.values()):
             return True
         folders = [Path(text) for text in (*config.folders, *config.files)]

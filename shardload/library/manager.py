@@ -160,10 +160,9 @@ class Manager:
     ) -> None:
         """Open a model as a request would, and pin or unpin it; raises what `lease` raises."""
         entry = self.catalog.get(name)
-        lease = await self.lease(entry, kind=entry.kind, keep_alive_seconds=keep_alive_seconds)
-        if pin is not None:
-            self.pin(name, pin)
-        lease.release()
+        with await self.lease(entry, kind=entry.kind, keep_alive_seconds=keep_alive_seconds):
+            if pin is not None:
+                self.pin(name, pin)
 
     async def unload(self, name: str) -> None:
         """Close a model as soon as its leases end, and wait for that; later requests open it anew.
@@ -356,7 +355,7 @@ class Manager:
             (
                 instance.expires_at
                 for instance in self._ledger.instances.values()
-                if instance.idle and self._names.pin_on(instance.key[0]) is None
+                if instance.idle and not instance.waiters and self._names.pin_on(instance.key[0]) is None
             ),
             default=math.inf,
         )

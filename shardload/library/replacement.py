@@ -108,25 +108,31 @@ class Replacements:
     async def reconfigure(self, config: Config) -> None:
         """Take over a configuration; new files of open models are opened before. Raises ConfigError."""
         new = await anyio.to_thread.run_sync(Catalog, config)
-        keep: dict[str, Path] = {}
         async with AsyncExitStack() as gates:
-            for entry in self._catalog.entries():
-                moved = next((other for other in new.entries() if other.name == entry.name), None)
-                if moved is None or moved.file_key == entry.file_key or not self._holder.is_open(entry):
-                    continue
-                if entry.name not in self._gates:
-                    await gates.enter_async_context(self._gate(entry.name))
-                self._coming.add(served_key(moved))
-                try:
-                    (await self._holder.obtain(moved, moved.kind)).release()
-                except ModelUnavailable as error:
-                    logger.warning("%s keeps %s: %s", entry.name, entry.path, error)
-                    keep[new.root(entry.name)] = entry.path
-            if keep:
-                new = await anyio.to_thread.run_sync(Catalog, config, keep)
-            self._catalog.adopt(new)
+            try:
+                if keep := await self._open_moved(new, gates):
+                    new = await anyio.to_thread.run_sync(Catalog, config, keep)
+                self._catalog.adopt(new)
+            finally:
+                self._coming.clear()
             self._refused.clear()
-            self._coming.clear()
+
+    async def _open_moved(self, new: Catalog, gates: AsyncExitStack) -> dict[str, Path]:
+        """Open what open names will stand for; returns the old files of those for which it does not open."""
+        keep: dict[str, Path] = {}
+        for entry in self._catalog.entries():
+            moved = next((other for other in new.entries() if other.name == entry.name), None)
+            if moved is None or moved.file_key == entry.file_key or not self._holder.is_open(entry):
+                continue
+            if entry.name not in self._gates:
+                await gates.enter_async_context(self._gate(entry.name))
+            self._coming.add(served_key(moved))
+            try:
+                (await self._holder.obtain(moved, moved.kind)).release()
+            except ModelUnavailable as error:
+                logger.warning("%s keeps %s: %s", entry.name, entry.path, error)
+                keep[new.root(entry.name)] = entry.path
+        return keep
 
     async def _refresh(self, entry: ModelEntry, key: FileKey) -> bool:
         """Take over a file that changed on disk; False to go on with the old one, which is open."""

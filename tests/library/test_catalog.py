@@ -194,6 +194,9 @@ def test_allowed(tmp_path: Path, make_model: Make) -> None:
     assert not models.allowed(tmp_path / "lone" / "d.gguf")
     assert not models.allowed(tmp_path / "served" / ".." / "other" / "d.gguf")
     assert not models.allowed("/etc/passwd")
+    assert not models.allowed(tmp_path / "served" / "a\0.gguf")
+    (tmp_path / "served" / "circle.gguf").symlink_to(tmp_path / "served" / "circle.gguf")
+    assert not models.allowed(tmp_path / "served" / "circle.gguf")
 
 
 def test_replace(tmp_path: Path, make_model: Make) -> None:

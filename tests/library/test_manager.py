@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 from fake_library import ONE_MODEL, FakeClock, FakeOpener, OpenLibrary, write_model
 
-from shardload.config import Config
+from shardload.config import Config, parse_config
 from shardload.errors import (
     AllPinned,
     HandleClosed,
@@ -489,6 +489,41 @@ async def test_the_clock_closes_idle_models_by_itself(open_library: OpenLibrary)
         library.manager._alarm._moved.set()
         await library.rest()
         assert library.open_names == set()
+
+
+async def test_the_clock_rests_while_requests_wait_for_an_expired_model(open_library: OpenLibrary) -> None:
+    async with open_library(budget=2.3, keep_alive_seconds=5) as library:
+        library.opener.resident |= {"a": 0}
+        await library.use("a")
+        held = [await library.lease("b"), await library.lease("c")]
+        waiting = library.request("a")
+        await library.rest()
+        await library.pass_time(6)
+        assert waiting.waits
+        assert library.manager._alarm.at > library.clock.now
+        for lease in held:
+            lease.release()
+        await library.rest()
+        waiting.release()
+
+
+async def test_a_model_that_lost_its_name_while_it_was_loaded(open_library: OpenLibrary) -> None:
+    async with open_library("ab") as library:
+        refused: list[ModelNotFound] = []
+
+        async def load() -> None:
+            with pytest.raises(ModelNotFound) as caught:
+                await library.manager.load("a", pin=True)
+            refused.append(caught.value)
+
+        go_on = library.opener.hold("a")
+        library.tasks.start_soon(load)
+        await library.rest()
+        await library.manager.reconfigure(parse_config("models.b.file = 'b.gguf'", library.folder / "x.toml"))
+        go_on()
+        await library.rest()
+        assert refused
+        assert not library.opener.engines
 
 
 async def test_full_queue(open_library: OpenLibrary) -> None:

@@ -267,3 +267,19 @@ async def test_reconfigure_with_contradictions(open_library: OpenLibrary) -> Non
             await library.manager.reconfigure(config)
         assert library.catalog.get("a") is before
         assert library.open_names == {"a"}
+
+
+async def test_a_reconfiguration_that_fails_expects_nothing(open_library: OpenLibrary) -> None:
+    async with open_library("abc", queue_limit=1, text="[engine]\nparallel = 1") as library:
+        await library.use("a")
+        go_on = library.opener.hold("c")
+        waiting = [library.request("c") for _ in range(2)]
+        await library.rest()
+        text = "models.a.file = 'c.gguf'\nengine.parallel = 1"
+        with pytest.raises(Overloaded):
+            await library.manager.reconfigure(parse_config(text, library.folder / "x.toml"))
+        assert not library.manager._replacements._coming
+        assert path_of(await library.lease("a")).name == "a.gguf"
+        go_on()
+        await until(library, lambda: waiting[0].lease is not None)
+        waiting[0].release()
