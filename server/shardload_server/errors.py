@@ -78,6 +78,7 @@ _HTTP_CODES: Mapping[int, tuple[str, str]] = {
     401: (INVALID_REQUEST, "invalid_api_key"),
     404: (INVALID_REQUEST, "unknown_path"),
     405: (INVALID_REQUEST, "method_not_allowed"),
+    408: (INVALID_REQUEST, "request_timeout"),
     413: (INVALID_REQUEST, "request_too_large"),
 }
 

@@ -6,11 +6,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardload_server.errors import failure_of
 from shardload_server.metrics import NO_MODEL, Metrics
-from shardload_server.responses import failure_response
+from shardload_server.responses import failure_response, header_text
 
 CLIENT_LEFT = 499
 OUTCOME = "shardload.outcome"
@@ -51,6 +52,8 @@ class OutcomeMiddleware:
 
         try:
             await self.app(scope, receive, noting)
+        except ClientDisconnect:  # in the middle of the body
+            outcome.status = CLIENT_LEFT
         except Exception as error:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not outcome.status:
@@ -75,7 +78,7 @@ def _record(scope: Scope, outcome: Outcome) -> None:
     logger.info(
         "%s %s -> %s %s(%.0f ms)",
         scope["method"],
-        scope["path"],
+        header_text(scope["path"]),  # decoded, it may hold line ends
         outcome.status or CLIENT_LEFT,
         f"by {outcome.model} " if outcome.model else "",
         outcome.seconds * 1000,

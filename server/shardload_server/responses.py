@@ -27,5 +27,5 @@ def failure_response(failure: Failure) -> Response:
 
 
 def header_text(text: str) -> str:
-    """Text fit for a header: names of models may hold anything, headers printable ASCII alone."""
+    """Text fit for a header or a line: names and paths may hold anything, headers printable ASCII alone."""
     return text if _PLAIN_HEADER.fullmatch(text) else quote(text, safe="/ :@+=,()[]{}")

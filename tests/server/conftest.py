@@ -85,11 +85,6 @@ class AsgiExchange:
         await self.reading.wait()
         self.sent.put_nowait(message)
 
-    @property
-    def idle(self) -> bool:
-        """Whether the application has taken in the request."""
-        return self._inbox.empty()
-
     def cut_short(self) -> None:
         """Leave in the middle of the body; to be called before the application has begun."""
         self._inbox.get_nowait()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import anyio.lowlevel
 import pytest
 
 from shardload_server import limits
@@ -62,8 +63,9 @@ async def test_a_client_may_wait_for_its_answer_for_as_long_as_it_takes(serve, a
         slow = answer("ada")
         served.service.answers.append(slow)
         exchange = served.exchange("/v1/completions", prompt="x")
-        while not exchange.idle:
-            await asyncio.sleep(0)
+        await slow.waiting.wait()
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
         slow.say("there").end()
         assert (await exchange.start())["status"] == 200
         assert b"there" in await exchange.rest()
