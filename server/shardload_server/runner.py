@@ -45,6 +45,7 @@ class Server(uvicorn.Server):
         self._app, self._reload_config, self._started = app, reload, started
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._reload_again = False
         self._lifespan = contextlib.AsyncExitStack()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -102,8 +103,15 @@ class Server(uvicorn.Server):
             stack.fail_running()
 
     def _begin_reload(self) -> None:
+        # What was read may be out of date by now: a signal meanwhile asks for another round.
+        self._reload_again = True
         if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.ensure_future(self._reload())
+            self._reloading = asyncio.ensure_future(self._keep_reloading())
+
+    async def _keep_reloading(self) -> None:
+        while self._reload_again:
+            self._reload_again = False
+            await self._reload()
 
     async def _reload(self) -> None:
         if (stack := self._stack) is None or self._reload_config is None:
