@@ -90,7 +90,8 @@ def model_status(
         private_bytes=sum(i.private_bytes for i in there) + (weights.private_bytes if weights else 0),
         kv_bytes=sum(instance.handle.kv_bytes for instance in open_now if instance.handle),
         leases=sum(instance.leases for instance in there),
-        queued=sum(len(instance.waiters) for instance in (*there, *waiting)),
+        # Leases beyond the slots wait inside the engine.
+        queued=sum(max(len(i.waiters), i.queued) for i in (*there, *waiting)),
         pinned=pinned,
         expires_in_seconds=max(expires_at - now, 0.0) if math.isfinite(expires_at) else None,
         ctx_tokens=entry.ctx_tokens,
