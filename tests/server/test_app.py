@@ -333,6 +333,16 @@ async def test_embeddings_as_numbers_and_as_base64(serve):
     assert numbers.headers["x-shardload-model"] == "ada"
 
 
+async def test_more_texts_than_one_answer_holds(serve, error_of):
+    async with serve() as served:
+        body = {"model": "grace", "input": ["x"] * 2049}
+        response = await served.client.post("/v1/embeddings", json=body)
+        assert response.status_code == 400
+        assert (error_of(response)["param"], "2049" in error_of(response)["message"]) == ("input", True)
+        body["input"].pop()
+        assert len((await served.client.post("/v1/embeddings", json=body)).json()["data"]) == 2048
+
+
 async def test_a_root_that_says_where_to_go(serve):
     async with serve() as served:
         body = (await served.client.get("/")).json()

@@ -17,6 +17,8 @@ from shardload.requests import SEEDS, ChatRequest, CompletionRequest, EmbeddingR
 
 Prompts = str | list[str | int | list[int]]
 """Text, tokens, or a list of either."""
+INPUTS_LIMIT = 2048
+"""Texts of one request for embeddings, as with the vendor: their answer is made in one piece."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -130,9 +132,14 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
 
     def request(self) -> EmbeddingRequest:
         """The request that the service takes; raises RequestError naming the field."""
+        inputs = prompts_of(self.input, "input")
+        if len(inputs) > INPUTS_LIMIT:
+            raise RequestError(
+                f"input has {len(inputs)} texts, at most {INPUTS_LIMIT} are taken", param="input"
+            )
         return EmbeddingRequest(
             model=self.model,
-            inputs=prompts_of(self.input, "input"),
+            inputs=inputs,
             dimensions=self.dimensions,
             keep_alive_seconds=keep_alive_seconds(self.keep_alive),
         )
