@@ -9,6 +9,7 @@ from typing import Any
 
 from shardload.errors import UnencodableText
 from shardload.llama.encodable import SentencePieceAlphabet
+from shardload.llama.pieces import ControlTokens
 from shardload.llama.stack import call_with_stack
 from shardload_native.library import Llama
 
@@ -19,6 +20,8 @@ NO_VOCABULARY, SENTENCE_PIECE, BYTE_PAIR, WORD_PIECE = 0, 1, 2, 3
 USUAL_STACK_WORD = 4_000
 LONGEST_WORD = 250_000
 STACK_BYTES_PER_CHARACTER = 2048
+# Shorter texts cannot hold enough control tokens to be slow.
+USUAL_TEXT = 4_000
 
 
 class Vocab:
@@ -49,6 +52,11 @@ class Vocab:
         """What a SentencePiece vocabulary can encode; read on first use."""
         return SentencePieceAlphabet.read(self._tokens_with_attributes(), adds_space=self._adds_space)
 
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Where long texts can be cut; read on first use."""
+        return ControlTokens(self._tokens_with_attributes())
+
     @property
     def has_byte_tokens(self) -> bool:
         """Whether any text whatever can be encoded."""
@@ -64,6 +72,14 @@ class Vocab:
         """
         self._check(content, parse_special)
         add_special = add_special and self._special_tokens_exist()
+        if not parse_special or len(content) <= USUAL_TEXT or self.kind == WORD_PIECE:
+            return self._tokenize_part(content, add_special, parse_special)
+        tokens = [self.bos] if add_special and self.add_bos else []
+        for part in self.control_tokens.parts(content):
+            tokens += self._tokenize_part(part, False, True)
+        return [*tokens, self.eos] if add_special and self.add_eos else tokens
+
+    def _tokenize_part(self, content: str, add_special: bool, parse_special: bool) -> list[int]:
         longest = _longest_word(content) if self.kind == BYTE_PAIR else 0
         if longest > LONGEST_WORD:
             raise UnencodableText(

@@ -123,3 +123,14 @@ def test_reading_from_many_threads(model: Model) -> None:
     expected = [model.vocab.tokenize(text) for text in texts]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(model.vocab.tokenize, texts * 4)) == expected * 4
+
+
+@pytest.mark.parametrize("add_special", [True, False])
+@pytest.mark.parametrize("between", ["a", " b ", "", "\n", "one two  three"])
+def test_parts_of_a_long_text_have_its_tokens(model: Model, between: str, add_special: bool) -> None:
+    vocab = model.vocab
+    control = vocab.piece(vocab.eos, special=True).decode()
+    content = "begin " + (control + between) * 3000
+    whole = vocab._tokenize(content, add_special, True)
+    assert vocab.tokenize(content, add_special=add_special, parse_special=True) == whole
+    assert whole.count(vocab.eos) >= 3000
