@@ -21,7 +21,7 @@ class ControlTokens:
     """The control tokens of a vocabulary, as they are written."""
 
     def __init__(self, tokens: Iterable[tuple[str, int]]) -> None:
-        """Read (text, attributes) of all tokens; where one swallows the blanks before it is no place to cut."""
+        """Read (text, attributes) of all tokens; one that swallows the blanks before it is no cut."""
         texts = [
             text
             for text, attributes in tokens
