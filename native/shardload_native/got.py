@@ -69,7 +69,7 @@ def find_slots(library: Path, symbols: tuple[str, ...]) -> dict[str, list[int]]:
             elf = ElfImage(image, machine)
             base = min(region.start for region in regions if region.offset == 0) - elf.first_address
             found = elf.function_slots(symbols)
-    except (OSError, ValueError, KeyError, struct.error, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
         raise SlotsNotFound(f"{library.name}: {type(error).__name__}: {error}") from error
     return {symbol: [base + slot for slot in slots] for symbol, slots in found.items()}
 
