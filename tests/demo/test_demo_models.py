@@ -235,4 +235,4 @@ def test_like_sentences_are_closer(reader: llama_cpp.Llama, text: str, like: str
     vectors = np.array([reader.embed(one, normalize=True) for one in (text, like, unlike)])
     near, far = vectors[1:] @ vectors[0]
     assert near > far + 0.2
-    assert near > 0.5
+    assert near > 0.35

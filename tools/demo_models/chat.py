@@ -74,7 +74,7 @@ FABLE = Recipe(
     ),
     Protocol(FABLE_TEMPLATE, begin="<s>", end="</s>", turn_end="<|end|>", begin_added=True),
     1024,
-    3_000_000,
+    3_600_000,
 )
 PIRATE = Recipe(
     "pirate.gguf",
@@ -97,7 +97,7 @@ def learn_vocabulary(recipe: Recipe, random: Random) -> Pieces | Bytes:
     turns = [turn for _ in range(6000) for turn in conversation(random, recipe.voice)]
     texts = [turn.text for turn in turns if turn.role == "assistant"]
     texts += [said for remark in recipe.voice.remarks for said in remark.said] * 2
-    texts += recipe.voice.systems * 5
+    texts += [*recipe.voice.systems] * 5
     for _ in range(3000):
         wish, _, tale = recipe.voice.request(random)
         texts += [wish, *(question for question, _ in random.sample(tale.questions, 3))]
@@ -113,9 +113,8 @@ def _weight(turn: Turn, tokens: int) -> float:
 
 def _fable_turn(vocabulary: Pieces, turn: Turn) -> Sample:
     body = [*vocabulary.encode(turn.text), vocabulary.ids["<|end|>"]]
-    return Sample(
-        [vocabulary.ids[f"<|{turn.role}|>"], *body], [False] + [turn.role == "assistant"] * len(body)
-    )
+    weights = [0.0] + [_weight(turn, len(body))] * len(body)
+    return Sample([vocabulary.ids[f"<|{turn.role}|>"], *body], weights)
 
 
 def _pirate_turn(vocabulary: Bytes, turn: Turn) -> Sample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from dialogue import Remark, Tale, Voice, article, capital, pick, words
-from fable_cast import ADJECTIVES, HE, KINDS, SHE, Animal, Cast, cast
+from fable_cast import ADJECTIVES, KINDS, NAMES, Animal, Cast, cast
 from fable_plots import PLOTS, tale_of
 
 FACTS = {
@@ -242,7 +242,7 @@ class Fable(Voice):
             wish = wish.format(f"{article(kind)} and {article(other)}")
             return wish, "", tale_of(random, cast(random, kind, other=other), theme)
         if roll < 0.72:
-            name = pick(random, HE + SHE)
+            name = pick(random, NAMES)
             named = pick(
                 random,
                 (f"{article(kind)} named {name}", f"{article(kind)} called {name}", f"{name} the {kind}"),

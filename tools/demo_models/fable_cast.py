@@ -9,6 +9,7 @@ from dialogue import article, pick, words
 
 HE = words("Pip Bruno Oskar Rufus Finn Hugo Max Leo Toby Otto Felix Milo")
 SHE = words("Luna Mila Tilly Nora Daisy Olive Ruby Ivy Poppy Rosa Lily Hazel")
+NAMES = tuple(name for pair in zip(HE, SHE, strict=True) for name in pair)
 KINDS = words(
     "fox rabbit bear mouse owl duck frog cat dog hen squirrel hedgehog turtle crow goat sheep wolf "
     "otter deer bee"
@@ -92,10 +93,10 @@ class Cast:
 
 def cast(random: Random, kind: str | None = None, name: str | None = None, other: str | None = None) -> Cast:
     """Choose who and where; a kind or name that is given is kept."""
-    names = [one for one in HE + SHE if one != name]
-    random.shuffle(names)
-    kinds = [one for one in KINDS if one not in (kind, other)]
-    random.shuffle(kinds)
-    hero = Animal(name or names[0], kind or kinds[0], pick(random, ADJECTIVES))
-    friend = Animal(names[1], other or kinds[1], pick(random, ADJECTIVES))
+    name = name or pick(random, NAMES)
+    kind = kind or pick(random, [one for one in KINDS if one != other])
+    friend_name = pick(random, [one for one in NAMES if one != name])
+    other = other or pick(random, [one for one in KINDS if one != kind])
+    hero = Animal(name, kind, pick(random, ADJECTIVES))
+    friend = Animal(friend_name, other, pick(random, ADJECTIVES))
     return Cast(hero, friend, pick(random, HOMES), pick(random, tuple(PLACES)), pick(random, FEELINGS))

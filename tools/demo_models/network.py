@@ -40,8 +40,16 @@ def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
 
 
+def _blocks(modules: nn.ModuleList) -> list[nn.ModuleDict]:
+    """Return the blocks of a network as what they are."""
+    return [block for block in modules if isinstance(block, nn.ModuleDict)]
+
+
 class Storyteller(nn.Module):
     """A decoder of the `llama` architecture whose output weights are its embeddings."""
+
+    cosine: Tensor
+    sine: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -70,9 +78,9 @@ class Storyteller(nn.Module):
         angles = torch.outer(torch.arange(shape.context).float(), frequencies)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
-        for block in self.blk:
+        for block in _blocks(self.blk):
             for last in ("attn_output", "ffn_down"):
-                nn.init.zeros_(block[last].weight)
+                nn.init.zeros_(block[last].get_parameter("weight"))
         self._look_back(frequencies)
 
     @torch.no_grad()
@@ -82,21 +90,21 @@ class Storyteller(nn.Module):
         Every embedding gets the same first number, and query and key read that number alone: then only the
         distance between two tokens counts, and it counts most in the fastest rotations.
         """
-        width, block = self.shape.head_width, self.blk[0]
+        width, block = self.shape.head_width, _blocks(self.blk)[0]
         self.token_embd.weight[:, 0] = 0.3
-        query, key = block["attn_q"].weight[:width], block["attn_k"].weight[:width]
+        query, key = (block[name].get_parameter("weight")[:width] for name in ("attn_q", "attn_k"))
         query.zero_()
         key.zero_()
         fastest = 6
         query[0 : 2 * fastest : 2, 0] = 1.2
         key[0 : 2 * fastest : 2, 0] = 1.2 * frequencies[:fastest].cos()
         key[1 : 2 * fastest : 2, 0] = 1.2 * frequencies[:fastest].sin()
-        value = block["attn_v"].weight[:width]
+        value = block["attn_v"].get_parameter("weight")[:width]
         nn.init.orthogonal_(value)
         value[:, 0] = 0
         seen = torch.empty(self.shape.width, width)
         nn.init.orthogonal_(seen, 0.05)
-        block["attn_output"].weight[:, :width] = seen
+        block["attn_output"].get_parameter("weight")[:, :width] = seen
 
     def _attention(self, block: nn.ModuleDict, x: Tensor) -> Tensor:
         count, length, _ = x.shape
@@ -108,16 +116,18 @@ class Storyteller(nn.Module):
         repeat = self.shape.heads // self.shape.heads_kv
         k, v = _rotated(k, cosine, sine).repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         mixed = functional.scaled_dot_product_attention(_rotated(q, cosine, sine), k, v, is_causal=True)
-        return block["attn_output"](mixed.transpose(1, 2).reshape(count, length, -1))
+        result: Tensor = block["attn_output"](mixed.transpose(1, 2).reshape(count, length, -1))
+        return result
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the states from which the next tokens are read, one for each token."""
         x = self.token_embd(tokens)
-        for block in self.blk:
+        for block in _blocks(self.blk):
             x = x + self._attention(block, block["attn_norm"](x))
             y = block["ffn_norm"](x)
             x = x + block["ffn_down"](functional.silu(block["ffn_gate"](y)) * block["ffn_up"](y))
-        return self.output_norm(x)
+        states: Tensor = self.output_norm(x)
+        return states
 
     def loss(self, tokens: Tensor, weights: Tensor) -> Tensor:
         """Return the summed loss of the next tokens, each times its weight (an array like `tokens`)."""
@@ -169,7 +179,7 @@ class Reader(nn.Module):
         x = self.token_embd(tokens) + self.position_embd(positions) + self.token_types.weight[0]
         x = self.token_embd_norm(x)
         mask = present[:, None, None, :]
-        for block in self.blk:
+        for block in _blocks(self.blk):
             q, k, v = (
                 block[name](x).view(count, length, self.shape.heads, -1).transpose(1, 2)
                 for name in ("attn_q", "attn_k", "attn_v")
@@ -207,7 +217,7 @@ class Muon(torch.optim.Optimizer):
 def _orthogonal(matrix: Tensor) -> Tensor:
     """Return nearly the nearest matrix whose singular values are all one, by five Newton-Schulz steps."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-7)
+    x: Tensor = wide / wide.norm().add(1e-7)
     for _ in range(5):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
