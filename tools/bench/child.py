@@ -18,11 +18,13 @@ import psutil
 
 
 def open_ours(model: Path) -> dict[str, float]:
-    """Time our open; llama.cpp is loaded and initialised before."""
+    """Time our open; what a process does once, loading llama.cpp and finding its slots, is done before."""
     from shardload.llama import Model
+    from shardload_native.hooks import hook_verdict
     from shardload_native.library import load
 
     load()
+    hook_verdict()
     started = time.perf_counter()
     with Model.open([model]) as opened:
         seconds = time.perf_counter() - started
@@ -67,12 +69,14 @@ def header(model: Path) -> dict[str, float]:
     from shardload.gguf import GGUFFile
     from shardload.memory import file_resident_bytes
 
+    before = file_resident_bytes(model) or 0
     started = time.perf_counter()
     with GGUFFile(model) as opened:
         seconds = time.perf_counter() - started
         assert opened.vocabulary_size
-        beyond = file_resident_bytes(model, -(-opened.header_bytes[0] // 4096) * 4096)
-    return {"seconds": seconds, "read_beyond_bytes": beyond or 0}
+        header_bytes = opened.header_bytes[0]
+    read_bytes = (file_resident_bytes(model) or 0) - before
+    return {"seconds": seconds, "read_beyond_bytes": max(read_bytes - header_bytes, 0)}
 
 
 def reader(model: Path) -> dict[str, float]:
