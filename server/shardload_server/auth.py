@@ -1,4 +1,4 @@
-"""API keys: a middleware that lets a request in only with one of them."""
+"""Who may ask: a middleware that wants an API key, or without any keeps the pages of strangers out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from shardload_server.errors import failure_of
 from shardload_server.responses import failure_response
 
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class KeyRing:
@@ -40,7 +42,11 @@ class KeyRing:
 
 
 class KeyMiddleware:
-    """Answers 401 to requests without a key of the ring; liveness probes need none."""
+    """Answers 401 to requests without a key of the ring; liveness probes need none.
+
+    While the ring is empty, answers 403 to what a web page of another host posts: a browser sends that
+    without asking, wherever it was led.
+    """
 
     def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
         self.app, self.ring = app, ring
@@ -57,7 +63,30 @@ class KeyMiddleware:
                 )
                 await failure_response(failure_of(error))(scope, receive, send)
                 return
+        if scope["type"] == "http" and not self.ring and (origin := foreign_origin(scope)):
+            error = HTTPException(
+                403, f"pages of {origin} may not ask here: start the server with an API key"
+            )
+            await failure_response(failure_of(error))(scope, receive, send)
+            return
         await self.app(scope, receive, send)
+
+
+def foreign_origin(scope: Scope) -> str | None:
+    """The web page's origin that posts this, unless it is on this machine or on the host that it asks."""
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return None
+    headers = Headers(scope=scope)
+    origin = headers.get("origin", "")
+    try:
+        parts = urlsplit(origin)
+        host = parts.hostname
+    except ValueError:
+        return origin
+    # Desktop programs have schemes of their own.
+    if parts.scheme not in ("http", "https") or host in LOOPBACK_HOSTS or parts.netloc == headers.get("host"):
+        return None
+    return origin
 
 
 def presented_key(scope: Scope) -> str | None:

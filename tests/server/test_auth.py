@@ -72,3 +72,35 @@ def test_a_file_without_keys_is_refused(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(ConfigError, match="keys"):
         configured_keys(ServerConfig(api_key_file=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://example.com", 403),
+        ("http://127.0.0.1.example.com", 403),
+        ("http://[", 403),
+        ("http://localhost:5173", 404),
+        ("http://127.0.0.1:3000", 404),
+        ("app://desktop", 404),
+        ("null", 404),
+        (None, 404),
+    ],
+)
+async def test_pages_of_strangers_post_nothing_where_no_key_is_wanted(serve, error_of, origin, status):
+    headers = {"content-type": "text/plain"} | ({"origin": origin} if origin else {})
+    async with serve() as served:
+        response = await served.client.post("/models/unload", content='{"model": "nobody"}', headers=headers)
+        assert response.status_code == status
+        assert error_of(response)["message"]
+        same = str(served.client.base_url).rstrip("/")
+        response = await served.client.post("/models/unload", json={"model": "no"}, headers={"origin": same})
+        assert response.status_code == 404
+        assert (await served.client.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_a_page_with_a_key_may_ask_from_anywhere(serve):
+    async with serve(api_keys=("one",)) as served:
+        headers = {"origin": "https://example.com", "x-api-key": "one"}
+        response = await served.client.post("/models/unload", json={"model": "nobody"}, headers=headers)
+    assert response.status_code == 404
