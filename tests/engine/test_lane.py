@@ -83,10 +83,11 @@ def test_detaching_twice_or_after_the_end_is_harmless() -> None:
     lane = Lane()
     engine = lane.attach(FakeRunner(), name="model")
     lane.start()
-    lane.detach(engine).result(30)
-    lane.detach(engine).result(30)
+    assert lane.detach(engine).result(30) is None
+    assert lane.detach(engine).result(30) is None
     lane.close()
-    lane.detach(engine).result(0)
+    assert lane.detach(engine).result(0) is None
+    assert engine.detached
 
 
 def test_closing_fails_what_is_left_and_refuses_more() -> None:
