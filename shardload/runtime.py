@@ -43,8 +43,8 @@ Assemble = Callable[[Config], AbstractAsyncContextManager[Parts]]
 @asynccontextmanager
 async def assembled(config: Config) -> AsyncIterator[Parts]:
     """Put the parts together over llama.cpp, and take them apart in order."""
+    from shardload.library.llama_opener import LlamaOpener
     from shardload.library.manager import Manager
-    from shardload.library.opener import LlamaOpener
 
     catalog = Catalog.from_config(config)
     with Lane() as lane:

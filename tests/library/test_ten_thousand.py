@@ -21,8 +21,9 @@ from shardload.engine.sampling import SamplingParams
 from shardload.gguf import GGUFFile
 from shardload.library.catalog import Catalog
 from shardload.library.entry import ModelEntry, Use
+from shardload.library.llama_opener import LlamaOpener
 from shardload.library.manager import Manager
-from shardload.library.opener import InstanceHandle, LlamaOpener, WeightsHandle
+from shardload.library.opener import InstanceHandle, WeightsHandle
 from shardload.memory import process_memory
 
 pytestmark = pytest.mark.anyio

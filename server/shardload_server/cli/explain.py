@@ -98,7 +98,7 @@ def decide(config: Config, request: Request, headers: dict[str, str], key: str |
 
 
 def _residency(entry: ModelEntry) -> Residency:
-    from shardload.library.opener import cached_bytes
+    from shardload.library.llama_opener import cached_bytes
     from shardload.routing import Residency
 
     return Residency("closed", max(0, entry.size_bytes - (cached_bytes(entry.paths) or 0)))

@@ -14,8 +14,8 @@ from shardload.errors import HandleClosed, LoadFailed, OpenFailed
 from shardload.library.catalog import Catalog
 from shardload.library.entry import ModelEntry
 from shardload.library.lease import Lease
+from shardload.library.llama_opener import LlamaOpener, available_cores, cached_bytes
 from shardload.library.manager import Manager
-from shardload.library.opener import LlamaOpener, available_cores, cached_bytes
 from shardload.memory import file_resident_bytes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]

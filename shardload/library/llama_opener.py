@@ -1,0 +1,218 @@
+"""Opening with llama.cpp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import anyio.to_thread
+import psutil
+
+from shardload import memory
+from shardload.errors import LoadFailed
+from shardload.library.entry import ModelEntry, Use, slots_for
+from shardload.library.estimate import Prediction, predict
+from shardload.library.opener import InstanceHandle, Progress, WeightsHandle
+
+if TYPE_CHECKING:
+    from shardload.config import EngineConfig
+    from shardload.engine.lane import Lane
+    from shardload.llama import Context, Model
+
+T = TypeVar("T")
+
+PROGRESS_STEP = 0.01
+SMALL_WEIGHTS_BYTES = 16 * 2**20
+"""A step over fewer bytes is done before a second thread has joined in."""
+
+logger = logging.getLogger("shardload.library")
+
+
+class LlamaOpener:
+    """Opens with llama.cpp, one at a time, on a thread beside the event loop; computes nothing there."""
+
+    def __init__(self, lane: Lane, settings: EngineConfig) -> None:
+        """``settings`` give threads, batch size and GPU layers; the lane is borrowed."""
+        self._lane, self._settings = lane, settings
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shardload-opener")
+        self._giving_up = threading.Event()
+
+    def predict(self, entry: ModelEntry, kind: Use) -> Prediction:
+        """What opening the entry will take."""
+        batch_tokens = self._batch_tokens(entry, kind)
+        return predict(
+            entry.memory,
+            entry.ctx_tokens,
+            slots_for(entry, kind),
+            batch_tokens=batch_tokens,
+            whole_batch=kind == "embed",
+        )
+
+    def give_up(self) -> None:
+        """Abort the load that is running, and let later ones fail."""
+        self._giving_up.set()
+
+    async def open_weights(self, entry: ModelEntry, progress: Progress) -> WeightsHandle:
+        """Map the file; nothing of the weights is read."""
+        report = _Reporter(asyncio.get_running_loop(), progress, self._giving_up)
+        return await self._in_thread(lambda: self._open_weights(entry, report))
+
+    async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
+        """Reserve the KV cache and attach the context to the lane."""
+        return await self._in_thread(lambda: self._open_instance(weights.model, entry, kind))
+
+    async def close_instance(self, instance: InstanceHandle) -> None:
+        """Detach from the lane, wait until no step touches the context, and free it."""
+        await _outcome(self._lane.detach(instance.engine))
+        await self._in_thread(instance.runner.close)
+
+    async def close_weights(self, weights: WeightsHandle, *, drop_pages: bool) -> None:
+        """Unmap the file. Pages are dropped before, while they are mapped, and from the page cache after."""
+        await self._in_thread(lambda: _close_weights(weights.model, drop_pages=drop_pages))
+
+    async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
+        """Ask the kernel for each mapping."""
+        return await self._in_thread(lambda: [_resident_bytes(handle.model) for handle in weights])
+
+    async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:
+        """Ask the kernel for each file; on a thread where no open has to wait for it."""
+        return await anyio.to_thread.run_sync(lambda: [cached_bytes(paths) for paths in files])
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await _outcome(self._thread.submit(work))
+
+    def _threads_for(self, entry: ModelEntry) -> int:
+        if self._settings.threads:
+            return self._settings.threads
+        return 1 if entry.size_bytes < SMALL_WEIGHTS_BYTES else available_cores()
+
+    def _batch_tokens(self, entry: ModelEntry, kind: Use) -> int:
+        # A text is pooled in one batch: what the context holds must fit it.
+        return entry.ctx_tokens if kind == "embed" else min(self._settings.batch, entry.ctx_tokens)
+
+    def _open_weights(self, entry: ModelEntry, report: _Reporter) -> WeightsHandle:
+        from shardload.llama import Model, ModelParams
+
+        if self._giving_up.is_set():
+            raise LoadFailed(str(entry.path), "the process is ending")
+        before = memory.process_memory().anonymous_bytes
+        model = Model.open(entry.paths, ModelParams(gpu_layers=self._settings.gpu_layers), report)
+        grown_bytes = memory.process_memory().anonymous_bytes - before
+        return WeightsHandle(vocab=model.vocab, private_bytes=max(grown_bytes, 0), model=model)
+
+    def _open_instance(self, model: Model, entry: ModelEntry, kind: Use) -> InstanceHandle:
+        from shardload.llama import Context, ContextParams
+
+        threads = self._threads_for(entry)
+        context: Context = Context(
+            model,
+            ContextParams(
+                ctx_tokens=entry.ctx_tokens,
+                slots=slots_for(entry, kind),
+                batch_tokens=self._batch_tokens(entry, kind),
+                threads=threads,
+                threads_batch=threads,
+                embeddings=kind == "embed",
+                pooling="mean" if kind == "embed" and model.pooling is None else None,
+            ),
+        )
+        try:
+            engine = self._lane.attach(context, name=entry.name)
+        except BaseException:
+            context.close()
+            raise
+        kv_bytes = int(context.kv_bytes)
+        return InstanceHandle(
+            engine=engine,
+            ctx_tokens=context.ctx_tokens,
+            kv_bytes=kv_bytes,
+            private_bytes=kv_bytes + int(context.compute_bytes),
+            runner=context,
+        )
+
+
+def cached_bytes(paths: Iterable[Path]) -> int | None:
+    """Bytes of a file in parts that are in memory: 0 for parts that are gone, None where nobody tells."""
+    total = 0
+    for path in paths:
+        try:
+            count = memory.file_resident_bytes(path)
+        except OSError:
+            continue
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use; computing on both threads of a core gains nothing."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+async def _outcome(work: Future[T]) -> T:
+    """The result of what goes on elsewhere, however often who waits for it is cancelled."""
+    done = asyncio.wrap_future(work)
+    with anyio.CancelScope(shield=True):
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((done,))
+    return done.result()
+
+
+def _close_weights(model: Model, *, drop_pages: bool) -> None:
+    paths = model.paths
+    try:
+        if drop_pages:
+            _page_out(model)
+    finally:
+        model.close()
+    memory.trim_heap()
+    if drop_pages:
+        for path in paths:
+            with contextlib.suppress(OSError):  # deleted meanwhile, and its pages with it
+                memory.drop_file_cache(path)
+
+
+def _page_out(model: Model) -> None:
+    """Send pages away; what keeps that from being done is no reason to keep the model open."""
+    try:
+        model.page_out()
+    except FileNotFoundError:
+        pass  # deleted while it was open
+    except OSError as error:
+        logger.warning("the pages of %s stay in memory: %s", model.path, error)
+
+
+def _resident_bytes(model: Model) -> int | None:
+    try:
+        return model.resident_bytes()
+    except OSError:
+        return None  # not mapped, and the file is gone
+
+
+class _Reporter:
+    """Carries progress from the opener's thread to the event loop, one step per percent."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, progress: Progress, giving_up: threading.Event
+    ) -> None:
+        self._loop, self._progress, self._giving_up = loop, progress, giving_up
+        self._reported = -1.0
+
+    def __call__(self, done: float) -> bool:
+        if self._giving_up.is_set():
+            return False
+        if done >= 1.0 or done - self._reported >= PROGRESS_STEP:
+            self._reported = done
+            self._loop.call_soon_threadsafe(self._progress, done)
+        return True
