@@ -35,6 +35,7 @@ LLAMA = """
     llama_tokenize llama_token_to_piece llama_detokenize
     llama_init_from_model llama_free llama_n_ctx llama_n_batch llama_n_ubatch llama_n_seq_max
     llama_get_memory llama_pooling_type llama_get_causal_attn llama_set_n_threads
+    llama_set_abort_callback
     llama_memory_seq_rm llama_memory_seq_cp llama_memory_clear llama_memory_seq_pos_max
     llama_memory_seq_pos_min llama_memory_can_shift
     llama_encode llama_decode llama_synchronize
