@@ -2,8 +2,9 @@
 
 While a load runs on this thread, the slots through which libllama calls `mmap`, `munmap` and
 `posix_madvise` point at functions of ours: MAP_POPULATE is dropped, advice is swallowed but for our own, and
-each mapping of a file is noted. The slots are put back afterwards. Calls of other threads pass through
-unchanged.
+each mapping of a file is noted. A `Host` may map the files itself, and keeps them then, and is told of each
+tensor: it may have a packed one already, which spares llama.cpp the packing. The slots are put back
+afterwards. Calls of other threads pass through unchanged.
 Where a slot is missing or holds something unexpected, and on platforms other than Linux, nothing is
 touched and the load is llama.cpp's ordinary one.
 """
@@ -16,13 +17,16 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from shardload_native.got import Region, SlotsNotFound, find_slots, read_regions
 from shardload_native.library import Llama, load, new_ffi
+from shardload_native.tensors import Tensor, TensorAccess, tensor_access
+
+T = TypeVar("T")
 
 logger = logging.getLogger("shardload.llama")
 
@@ -30,6 +34,7 @@ logger = logging.getLogger("shardload.llama")
 _searching = threading.Lock()
 
 SYMBOLS = ("mmap", "munmap", "posix_madvise")
+TENSOR_SYMBOLS = ("ggml_backend_tensor_alloc", "ggml_backend_tensor_set")
 MAP_ANONYMOUS, MAP_POPULATE = 0x20, 0x8000
 # Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every 4 KiB,
 # which is a tenth of the time. File systems without large folios, and kernels set to never, ignore it.
@@ -46,6 +51,8 @@ SIGNATURES = {
     "mmap": "void *(void *, size_t, int, int, int, long)",
     "munmap": "int(void *, size_t)",
     "posix_madvise": "int(void *, size_t, int)",
+    "ggml_backend_tensor_alloc": "int(void *, struct ggml_tensor *, void *)",
+    "ggml_backend_tensor_set": "void(struct ggml_tensor *, const void *, size_t, size_t)",
 }
 
 
@@ -57,6 +64,21 @@ class Mapping:
     length: int
     path: str
     offset: int = 0
+    kept: bool = False
+    """Whether it is the host's: llama.cpp uses it and does not unmap it."""
+
+
+class Host(Protocol):
+    """Has files and packed tensors in memory before llama.cpp asks for them; called on the loading thread."""
+
+    def map_file(self, descriptor: int, length: int) -> int | None:
+        """The address of a mapping of the whole file that outlives the model; None: llama.cpp maps it."""
+
+    def mapped(self, tensor: Tensor) -> None:
+        """A tensor has got its bytes in a mapped file; they may be moved to equal ones."""
+
+    def copying(self, tensor: Tensor, source: int) -> bool:
+        """A tensor is to be packed from ``source``; True if it has got its packed bytes already."""
 
 
 @dataclass(slots=True)
@@ -65,6 +87,11 @@ class Recording:
 
     usable: bool
     mappings: list[Mapping] = field(default_factory=list)
+    host: Host | None = None
+
+    def keeps(self, address: int) -> bool:
+        """Whether an address is in a mapping of the host."""
+        return any(m.kept and m.address <= address < m.address + m.length for m in self.mappings)
 
     def forget(self, address: int, length: int) -> None:
         """Take an unmapped range out of the mappings."""
@@ -90,29 +117,45 @@ def subtract(mapping: Mapping, address: int, length: int) -> list[Mapping]:
 class LoadHooks:
     """The slots of one libllama and the functions that stand in for them; one per process."""
 
-    def __init__(self, slots: dict[str, list[int]], read_only: set[int]) -> None:
+    def __init__(
+        self, slots: dict[str, list[int]], read_only: set[int], tensors: TensorAccess | None = None
+    ) -> None:
         self._ffi = new_ffi(CALLS)
+        self._tensors = tensors
         self._libc = self._ffi.dlopen(None)
         self._slots, self._read_only = slots, read_only
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._recording: Recording | None = None
-        failed = {"mmap": self._ffi.cast("void *", -1)}
+        failed = {"mmap": self._ffi.cast("void *", -1), "ggml_backend_tensor_set": None}
         self._replacements = {
-            name: self._ffi.callback(signature, getattr(self, f"_{name}"), error=failed.get(name, -1))
-            for name, signature in SIGNATURES.items()
+            name: self._ffi_of(name).callback(
+                SIGNATURES[name], getattr(self, f"_{name}"), error=failed.get(name, -1)
+            )
+            for name in slots
         }
 
+    @property
+    def sees_tensors(self) -> bool:
+        """Whether a host is told of tensors."""
+        return self._tensors is not None
+
+    def _ffi_of(self, name: str) -> Any:
+        if name in TENSOR_SYMBOLS:
+            assert self._tensors is not None, "its slots are looked for only where there is access"
+            return self._tensors.ffi
+        return self._ffi
+
     @contextmanager
-    def hooked(self) -> Iterator[Recording]:
-        """Point the slots at our functions; one load at a time."""
+    def hooked(self, host: Host | None = None, kept: Iterable[Mapping] = ()) -> Iterator[Recording]:
+        """Point the slots at our functions; one load at a time. ``kept`` mappings are not unmapped."""
         with self._lock:
-            recording = Recording(usable=True)
+            recording = Recording(usable=True, mappings=list(kept), host=host)
             self._recording, self._thread = recording, threading.get_ident()
             saved = {slot: self._read(slot) for slots in self._slots.values() for slot in slots}
             try:
                 for name, slots in self._slots.items():
-                    address = int(self._ffi.cast("uintptr_t", self._replacements[name]))
+                    address = int(self._ffi_of(name).cast("uintptr_t", self._replacements[name]))
                     for slot in slots:
                         self._write(slot, address)
                 yield recording
@@ -144,6 +187,10 @@ class LoadHooks:
         recording = self._recording_of_this_thread()
         if recording is None or flags & MAP_ANONYMOUS or file < 0:
             return self._libc.mmap(address, length, protection, flags, file, offset)
+        if offset == 0 and (own := self._asked(lambda host: host.map_file(file, length))):
+            path = os.readlink(f"/proc/self/fd/{file}")
+            recording.mappings.append(Mapping(own, length, path, kept=True))
+            return self._ffi.cast("void *", own)
         result = self._libc.mmap(address, length, protection, flags & ~MAP_POPULATE, file, offset)
         if result != self._ffi.cast("void *", -1):
             self._libc.madvise(result, length, MADV_HUGEPAGE)
@@ -153,8 +200,10 @@ class LoadHooks:
         return result
 
     def _munmap(self, address: Any, length: int) -> int:
-        result = int(self._libc.munmap(address, length))
         recording = self._recording_of_this_thread()
+        if recording is not None and recording.keeps(int(self._ffi.cast("uintptr_t", address))):
+            return 0
+        result = int(self._libc.munmap(address, length))
         if recording is not None and result == 0:
             recording.forget(int(self._ffi.cast("uintptr_t", address)), length)
         return result
@@ -164,17 +213,48 @@ class LoadHooks:
             return 0
         return int(self._libc.posix_madvise(address, length, advice))
 
+    def _ggml_backend_tensor_alloc(self, buffer: Any, tensor: Any, address: Any) -> int:
+        access = self._tensors
+        assert access is not None
+        status = int(access.lib.ggml_backend_tensor_alloc(buffer, tensor, address))
+        if status == 0:
+            self._asked(lambda host: host.mapped(Tensor(access, tensor)))
+        return status
+
+    def _ggml_backend_tensor_set(self, tensor: Any, data: Any, offset: int, size: int) -> None:
+        access = self._tensors
+        assert access is not None
+        source = int(access.ffi.cast("uintptr_t", data))
+        if offset == 0 and self._asked(lambda host: host.copying(Tensor(access, tensor), source)):
+            return
+        access.lib.ggml_backend_tensor_set(tensor, data, offset, size)
+
+    def _asked(self, question: Callable[[Host], T]) -> T | None:
+        """What this thread's host says; None without one, and where it fails: then llama.cpp does its own."""
+        recording = self._recording_of_this_thread()
+        if recording is None or recording.host is None:
+            return None
+        try:
+            return question(recording.host)
+        except Exception:
+            logger.exception("a tensor is loaded the ordinary way")
+            return None
+
 
 def find_hooks(llama: Llama) -> LoadHooks:
     """The hooks of a loaded libllama. Raises SlotsNotFound where they cannot be used."""
     if not sys.platform.startswith("linux"):
         raise SlotsNotFound("only Linux needs them")
-    slots = find_slots(llama.library_path, SYMBOLS)
-    if missing := [symbol for symbol, found in slots.items() if not found]:
+    slots = find_slots(llama.library_path, SYMBOLS + TENSOR_SYMBOLS)
+    if missing := [symbol for symbol in SYMBOLS if not slots[symbol]]:
         raise SlotsNotFound(f"{llama.library_path.name} does not call {', '.join(missing)}")
+    access = tensor_access() if all(slots.values()) else None
+    if access is None:
+        slots = {symbol: slots[symbol] for symbol in SYMBOLS}
     regions = read_regions()
     places = {slot: _region_of(regions, slot) for found in slots.values() for slot in found}
-    hooks = LoadHooks(slots, {slot for slot, region in places.items() if "w" not in region.permissions})
+    read_only = {slot for slot, region in places.items() if "w" not in region.permissions}
+    hooks = LoadHooks(slots, read_only, access)
     for slot in places:
         if "x" not in _region_of(regions, hooks._read(slot)).permissions:
             raise SlotsNotFound(f"slot {slot:#x} of {llama.library_path.name} holds no function")
@@ -219,11 +299,23 @@ def _search_once() -> HookVerdict:
 
 
 @contextmanager
-def lazy_mapping() -> Iterator[Recording]:
+def lazy_mapping(host: Host | None = None) -> Iterator[Recording]:
     """Make the loads of this thread inside the block lazy, where that is possible."""
     verdict = hook_verdict()
     if verdict.hooks is None:
         yield Recording(usable=False)
         return
-    with verdict.hooks.hooked() as recording:
+    with verdict.hooks.hooked(host if verdict.hooks.sees_tensors else None) as recording:
         yield recording
+
+
+@contextmanager
+def keeping(mappings: Iterable[Mapping]) -> Iterator[None]:
+    """Leave the host's mappings in place while llama.cpp frees a model on this thread."""
+    kept = [mapping for mapping in mappings if mapping.kept]
+    hooks = hook_verdict().hooks if kept else None
+    if hooks is None:
+        yield
+        return
+    with hooks.hooked(kept=kept):
+        yield

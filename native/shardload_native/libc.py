@@ -19,9 +19,12 @@ DECLARATIONS = """
     int mincore(void *address, size_t length, unsigned char *vector);
     int madvise(void *address, size_t length, int advice);
     int msync(void *address, size_t length, int flags);
+    void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset);
+    int munmap(void *address, size_t length);
     long syscall(long number, ...);
     int malloc_trim(size_t pad);
 """
+PROT_READ, MAP_SHARED = 1, 1
 CACHESTAT = 451  # one number for every architecture that Linux still adds system calls to
 
 
@@ -33,6 +36,21 @@ class CacheStatistics:
     dirty_pages: int
     evicted_pages: int
     recently_evicted_pages: int
+
+
+def map_shared(descriptor: int, length: int) -> int:
+    """Map a file from its beginning, to be read only, sharing its pages. Raises OSError."""
+    ffi, library = _libc()
+    address = library.mmap(ffi.NULL, length, PROT_READ, MAP_SHARED, ffi.cast("int", descriptor), 0)
+    if address == ffi.cast("void *", -1):
+        _check(-1, "mmap")
+    return int(ffi.cast("uintptr_t", address))
+
+
+def unmap(address: int, length: int) -> None:
+    """Take a mapping away; nobody may look at it any more. Raises OSError."""
+    ffi, library = _libc()
+    _check(library.munmap(ffi.cast("void *", address), length), "munmap")
 
 
 def mincore(address: int, length: int, vector: bytearray) -> None:

@@ -42,6 +42,10 @@ def populate_read(address: int, length: int) -> None:
     libc.madvise(address, length, MADV_WILLNEED)
 
 
+def prefer_large_pages(address: int, length: int) -> None:
+    """Ask for pages as large as there are."""
+
+
 def drop_cache(descriptor: int) -> bool:
     """Ask for the pages of a file to leave memory."""
     with mapped(descriptor, 0, os.fstat(descriptor).st_size) as address:

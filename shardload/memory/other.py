@@ -29,6 +29,10 @@ def populate_read(address: int, length: int) -> None:
     touch(address, length)
 
 
+def prefer_large_pages(address: int, length: int) -> None:
+    """Ask for pages as large as there are."""
+
+
 def drop_cache(descriptor: int) -> bool:
     """Cannot be asked for here."""
     return False

@@ -27,6 +27,9 @@ class Platform(Protocol):
     def populate_read(self, address: int, length: int) -> None:
         """Bring pages into memory and wait for them."""
 
+    def prefer_large_pages(self, address: int, length: int) -> None:
+        """Ask for pages as large as there are; raises OSError where that cannot be asked for."""
+
     def drop_cache(self, descriptor: int) -> bool:
         """Ask for a file's unmapped pages to leave memory; False where that cannot be asked for."""
 

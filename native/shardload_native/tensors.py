@@ -1,0 +1,144 @@
+"""llama.cpp's own record of a tensor: where its bytes are and which kernels will read them.
+
+The fields are those of ``struct ggml_tensor``; three of them say where a tensor is: ``data``, the address of
+its bytes, ``buffer``, which tells the kernels their order, and ``extra``, the kernels for a packed order.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from shardload_native.layout import headers_match
+from shardload_native.library import Llama, load, new_ffi, text
+
+DECLARATIONS = """
+    struct ggml_tensor {
+        int type;
+        void * buffer;
+        int64_t ne[4];
+        size_t nb[4];
+        int op;
+        int32_t op_params[16];
+        int32_t flags;
+        struct ggml_tensor * src[10];
+        struct ggml_tensor * view_src;
+        size_t view_offs;
+        void * data;
+        char name[64];
+        void * extra;
+        char padding[8];
+    };
+    const char * ggml_get_name(const struct ggml_tensor * tensor);
+    const char * ggml_type_name(int type);
+    size_t ggml_nbytes(const struct ggml_tensor * tensor);
+    size_t ggml_tensor_overhead(void);
+    void * ggml_backend_buffer_get_type(void * buffer);
+    void * ggml_backend_buffer_get_base(void * buffer);
+    size_t ggml_backend_buffer_get_size(void * buffer);
+    const char * ggml_backend_buft_name(void * buft);
+    bool ggml_backend_buft_is_host(void * buft);
+    size_t ggml_backend_buft_get_alloc_size(void * buft, const struct ggml_tensor * tensor);
+    void ggml_backend_tensor_set(struct ggml_tensor * tensor, const void * data, size_t offset, size_t size);
+    int ggml_backend_tensor_alloc(void * buffer, struct ggml_tensor * tensor, void * address);
+"""
+OBJECT_BYTES = 32
+"""What ``ggml_tensor_overhead`` counts beside the structure itself."""
+
+
+class TensorAccess:
+    """The functions and the structure, for one loaded llama.cpp."""
+
+    def __init__(self, llama: Llama) -> None:
+        self.ffi = new_ffi(DECLARATIONS)
+        folder = llama.library_path.parent
+        self.lib: Any = self.ffi.dlopen(str(folder / llama.library_path.name.replace("llama", "ggml-base")))
+
+    def fits(self) -> bool:
+        """Whether the structure is the one that this build uses."""
+        declared_bytes = int(self.ffi.sizeof("struct ggml_tensor"))
+        return int(self.lib.ggml_tensor_overhead()) == declared_bytes + OBJECT_BYTES
+
+    def tensor(self, pointer: Any) -> Tensor:
+        """A tensor at an address, or behind a pointer of any cffi instance."""
+        return Tensor(self, self.ffi.cast("struct ggml_tensor *", int(self.ffi.cast("uintptr_t", pointer))))
+
+
+class Tensor:
+    """One tensor of a model that is open; it must not be used after the model's weights are freed."""
+
+    __slots__ = ("_access", "native")
+
+    def __init__(self, access: TensorAccess, native: Any) -> None:
+        self._access, self.native = access, native
+
+    @property
+    def name(self) -> str:
+        return text(self._access.ffi, self._access.lib.ggml_get_name(self.native))
+
+    @property
+    def type_name(self) -> str:
+        """As ggml writes it: ``q4_K``."""
+        return text(self._access.ffi, self._access.lib.ggml_type_name(self.native.type))
+
+    @property
+    def ne(self) -> tuple[int, ...]:
+        """Elements per dimension, the contiguous one first."""
+        return tuple(self.native.ne)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file's own order."""
+        return int(self._access.lib.ggml_nbytes(self.native))
+
+    @property
+    def data(self) -> int:
+        """The address of its bytes now."""
+        return int(self._access.ffi.cast("uintptr_t", self.native.data))
+
+    @data.setter
+    def data(self, address: int) -> None:
+        self.native.data = self._access.ffi.cast("void *", address)
+
+    @property
+    def buffer_type(self) -> str:
+        """The name of the order of its bytes: ``CPU_REPACK`` for a packed one."""
+        access = self._access
+        return text(
+            access.ffi,
+            access.lib.ggml_backend_buft_name(access.lib.ggml_backend_buffer_get_type(self.native.buffer)),
+        )
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes that it takes in the order of its buffer."""
+        lib = self._access.lib
+        return int(
+            lib.ggml_backend_buft_get_alloc_size(
+                lib.ggml_backend_buffer_get_type(self.native.buffer), self.native
+            )
+        )
+
+    def buffer_range(self) -> tuple[int, int]:
+        """Address and length of the whole buffer that it was placed in."""
+        access, buffer = self._access, self.native.buffer
+        base = int(access.ffi.cast("uintptr_t", access.lib.ggml_backend_buffer_get_base(buffer)))
+        return base, int(access.lib.ggml_backend_buffer_get_size(buffer))
+
+    def copy_from(self, source: int, nbytes: int) -> None:
+        """Have llama.cpp write bytes in the file's order to ``data``, in the order of its buffer."""
+        access = self._access
+        access.lib.ggml_backend_tensor_set(self.native, access.ffi.cast("void *", source), 0, nbytes)
+
+
+@functools.cache
+def tensor_access() -> TensorAccess | None:
+    """Access to tensors; None where this build's structure is not known to be the one declared here."""
+    llama = load()
+    if not headers_match(llama.library_path.parent.parent.parent / "include"):
+        return None
+    try:
+        access = TensorAccess(llama)
+    except (OSError, AttributeError):
+        return None
+    return access if access.fits() else None

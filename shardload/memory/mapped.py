@@ -1,0 +1,86 @@
+"""Files that are mapped to be read: each once in the process, however many models use it.
+
+One mapping is more than thrift: a page that is mapped twice cannot be sent away, and two models that point
+at the same addresses share the page table as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from pathlib import Path
+
+from shardload.memory.platform import current
+from shardload_native import libc
+
+FileNumber = tuple[int, int, int]
+"""Device, inode, size."""
+
+
+class MappedFile:
+    """A file's bytes at ``address``, lazily; shared by all who asked for it, and counted.
+
+    `release` ends one user's use, the last one's the mapping. Every method may be called on any thread.
+    """
+
+    def __init__(self, files: MappedFiles, number: FileNumber, path: Path, address: int, length: int) -> None:
+        self._files, self._number = files, number
+        self.path, self.address, self.length = path, address, length
+        self.users = 0
+
+    def release(self) -> None:
+        """Use it no more; once for each time it was got."""
+        self._files._release(self._number, self)
+
+
+class MappedFiles:
+    """The files that are mapped; one per process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[FileNumber, MappedFile] = {}
+
+    def open(self, file: Path | int) -> MappedFile:
+        """Map a file, given by its path or a descriptor, or share the mapping that there is.
+
+        Nothing is read. Raises OSError; ValueError for an empty file.
+        """
+        if isinstance(file, int):
+            return self._open(file, Path(os.readlink(f"/proc/self/fd/{file}")))
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            return self._open(descriptor, file)
+        finally:
+            os.close(descriptor)
+
+    def _open(self, descriptor: int, path: Path) -> MappedFile:
+        status = os.fstat(descriptor)
+        if not status.st_size:
+            raise ValueError(f"{path} is empty")
+        number = status.st_dev, status.st_ino, status.st_size
+        with self._lock:
+            found = self._files.get(number)
+            if found is None:
+                address = libc.map_shared(descriptor, status.st_size)
+                # Weights are read through from end to end: large pages spare a table walk every 4 KiB.
+                with contextlib.suppress(OSError):
+                    current().prefer_large_pages(address, status.st_size)
+                found = self._files[number] = MappedFile(self, number, path, address, status.st_size)
+            found.users += 1
+            return found
+
+    def _release(self, number: FileNumber, file: MappedFile) -> None:
+        with self._lock:
+            file.users -= 1
+            if file.users:
+                return
+            self._files.pop(number)
+            libc.unmap(file.address, file.length)
+
+
+@functools.cache
+def mapped_files() -> MappedFiles:
+    """The one of this process."""
+    return MappedFiles()
