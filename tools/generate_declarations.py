@@ -59,6 +59,7 @@ GGML = """
 TYPES = [
     "ggml_backend_buffer_type_t",
     "ggml_backend_dev_get_extra_bufts_t", "llama_token_data", "llama_token_data_array", "llama_logit_bias",
+    "llama_model_kv_override",
     "llama_vocab_type", "llama_token_attr", "llama_pooling_type", "llama_flash_attn_type", "llama_load_mode",
     "ggml_log_level", "ggml_backend_dev_type",
 ]  # fmt: skip

@@ -30,6 +30,21 @@ typedef struct llama_logit_bias {
     llama_token token;
     float bias;
 } llama_logit_bias;
+enum llama_model_kv_override_type {
+    LLAMA_KV_OVERRIDE_TYPE_INT,
+    LLAMA_KV_OVERRIDE_TYPE_FLOAT,
+    LLAMA_KV_OVERRIDE_TYPE_BOOL,
+    LLAMA_KV_OVERRIDE_TYPE_STR,
+};
+struct llama_model_kv_override {
+    enum llama_model_kv_override_type tag;
+    char key[128];
+    union { int64_t val_i64;
+    double val_f64;
+    bool val_bool;
+    char val_str[128];
+    };
+};
 enum llama_vocab_type {
     LLAMA_VOCAB_TYPE_NONE = 0,
     LLAMA_VOCAB_TYPE_SPM = 1,

@@ -12,6 +12,7 @@ from shardload_native.declarations import HEADER_DIGESTS
 
 STRUCTURES = (
     "llama_model_params",
+    "llama_model_kv_override",
     "llama_context_params",
     "llama_batch",
     "llama_token_data",
@@ -57,10 +58,7 @@ def compare_structures(ffi: Any) -> list[str]:
         theirs = getattr(llama_cpp, name)
         ours = ffi.typeof(name if name.startswith(("llama_token", "llama_logit")) else f"struct {name}")
         our_fields = {field: (detail.offset, ffi.sizeof(detail.type)) for field, detail in ours.fields}
-        their_fields = {
-            field[0]: (getattr(theirs, field[0]).offset, getattr(theirs, field[0]).size)
-            for field in theirs._fields_
-        }
+        their_fields = _places(theirs, 0)
         if ffi.sizeof(ours) != ctypes.sizeof(theirs):
             found.append(f"{name} has {ctypes.sizeof(theirs)} bytes, expected {ffi.sizeof(ours)}")
         found += [
@@ -69,3 +67,15 @@ def compare_structures(ffi: Any) -> list[str]:
             if their_fields.get(field) != place
         ]
     return found
+
+
+def _places(structure: Any, base: int) -> dict[str, tuple[int, int]]:
+    """Offset and size of each field; the members of a union, which has no name in C, stand for it."""
+    places: dict[str, tuple[int, int]] = {}
+    for name, kind, *_ in structure._fields_:
+        detail = getattr(structure, name)
+        if isinstance(kind, type) and issubclass(kind, ctypes.Union):
+            places |= _places(kind, base + detail.offset)
+        else:
+            places[name] = (base + detail.offset, detail.size)
+    return places
