@@ -4,7 +4,7 @@ from shardload.memory.advise import drop_file_cache, page_out, populate_read
 from shardload.memory.heap import trim_heap
 from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
 from shardload.memory.mapped import MappedFile, mapped_files
-from shardload.memory.pages import PAGE_BYTES
+from shardload.memory.pages import PAGE_BYTES, Range
 from shardload.memory.process import ProcessMemory
 from shardload.memory.residency import file_resident_bytes, resident_bytes, resident_pages
 
@@ -12,6 +12,7 @@ __all__ = [
     "PAGE_BYTES",
     "MappedFile",
     "ProcessMemory",
+    "Range",
     "available_bytes",
     "cgroup_limit_bytes",
     "drop_file_cache",

@@ -15,6 +15,19 @@ PAGE_BYTES = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """Some bytes of this process's memory."""
+
+    address: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The address behind the last byte."""
+        return self.address + self.length
+
+
+@dataclass(frozen=True, slots=True)
 class PageSpan:
     """The whole pages that a range of addresses touches."""
 
