@@ -38,6 +38,7 @@ LLAMA = """
     llama_set_abort_callback
     llama_memory_seq_rm llama_memory_seq_cp llama_memory_clear llama_memory_seq_pos_max
     llama_memory_seq_pos_min llama_memory_can_shift
+    llama_state_seq_get_size llama_state_seq_get_data llama_state_seq_set_data
     llama_encode llama_decode llama_synchronize
     llama_get_logits_ith llama_get_embeddings_ith llama_get_embeddings_seq
     llama_sampler_chain_init llama_sampler_chain_add llama_sampler_free llama_sampler_sample
@@ -53,6 +54,7 @@ GGML = """
     ggml_init ggml_free ggml_new_tensor_2d ggml_nbytes ggml_mul_mat ggml_new_graph ggml_build_forward_expand
     ggml_tensor_overhead ggml_graph_overhead
     ggml_backend_alloc_ctx_tensors_from_buft ggml_backend_alloc_ctx_tensors ggml_backend_buffer_free
+    ggml_backend_buffer_get_base ggml_backend_buffer_get_size ggml_backend_buffer_is_host
     ggml_backend_tensor_set ggml_backend_tensor_get ggml_backend_init_by_type ggml_backend_free
     ggml_backend_graph_compute
 """
