@@ -1,6 +1,6 @@
 """Pages: what is in memory, bringing it in, sending it away, and how much room there is."""
 
-from shardload.memory.advise import drop_file_cache, page_out, populate_read
+from shardload.memory.advise import discard, drop_file_cache, page_out, populate_read, view
 from shardload.memory.heap import trim_heap
 from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
 from shardload.memory.mapped import MappedFile, mapped_files
@@ -13,8 +13,10 @@ __all__ = [
     "MappedFile",
     "ProcessMemory",
     "Range",
+    "Range",
     "available_bytes",
     "cgroup_limit_bytes",
+    "discard",
     "drop_file_cache",
     "file_resident_bytes",
     "mapped_files",
@@ -24,4 +26,5 @@ __all__ = [
     "resident_bytes",
     "resident_pages",
     "trim_heap",
+    "view",
 ]
