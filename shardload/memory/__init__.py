@@ -13,7 +13,6 @@ __all__ = [
     "MappedFile",
     "ProcessMemory",
     "Range",
-    "Range",
     "available_bytes",
     "cgroup_limit_bytes",
     "discard",

@@ -40,19 +40,6 @@ class PageSpan:
         return self.count * PAGE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bytes at an address of this process."""
-
-    address: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        """The address behind the last byte."""
-        return self.address + self.length
-
-
 def page_span(address: int, length: int) -> PageSpan:
     """The pages of ``length`` bytes at ``address``, rounded outwards."""
     start = address // PAGE_BYTES * PAGE_BYTES
