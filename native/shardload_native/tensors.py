@@ -101,6 +101,18 @@ class Tensor:
         self.native.data = self._access.ffi.cast("void *", address)
 
     @property
+    def words(self) -> tuple[int, int, int]:
+        """``data``, ``buffer`` and ``extra``."""
+        cast, native = self._access.ffi.cast, self.native
+        return self.data, int(cast("uintptr_t", native.buffer)), int(cast("uintptr_t", native.extra))
+
+    def point(self, data: int, buffer: int, extra: int) -> None:
+        """Set the three; nothing may compute on the tensor meanwhile."""
+        cast, native = self._access.ffi.cast, self.native
+        native.data, native.buffer = cast("void *", data), cast("void *", buffer)
+        native.extra = cast("void *", extra)
+
+    @property
     def buffer_type(self) -> str:
         """The name of the order of its bytes: ``CPU_REPACK`` for a packed one."""
         access = self._access

@@ -124,7 +124,8 @@ class Context(Handle):
         rows = self._batch.fill(runs, every_row=self.params.embeddings)
         if len(rows) > self._max_rows:
             raise ValueError(f"{len(rows)} outputs wanted of a context that has room for {self._max_rows}")
-        status = self._compute(context, self._batch.native)
+        with self.model.computing(sum(len(run.tokens) for run in runs)):
+            status = self._compute(context, self._batch.native)
         if status == 0:
             self._rows = rows
             return True

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,9 +15,12 @@ from typing import Any, Self
 from shardload import memory
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama.handle import Handle
+from shardload.llama.loading import Loading, Shelf
+from shardload.llama.placed import Layout, Layouts, PlacedTensor
 from shardload.llama.vocab import Vocab
+from shardload.memory import Range
 from shardload_native.amx import avoid_traps
-from shardload_native.hooks import Mapping, lazy_mapping
+from shardload_native.hooks import Mapping, keeping, lazy_mapping
 from shardload_native.library import Llama, load, text
 
 logger = logging.getLogger("shardload.llama")
@@ -28,13 +32,15 @@ class ModelParams:
 
     ``use_extra_bufts`` lets llama.cpp copy some quantised weights into an order its kernels like: faster,
     and private memory instead of shared pages. ``lazy=False`` is llama.cpp's own load, which reads the
-    whole file. ``check_tensors`` looks for invalid values, which also reads everything.
+    whole file. ``check_tensors`` looks for invalid values, which also reads everything. ``shelf`` knows
+    which of the copies are stored already, to be mapped instead.
     """
 
     gpu_layers: int = 0
     use_extra_bufts: bool = False
     lazy: bool = True
     check_tensors: bool = False
+    shelf: Shelf | None = None
 
 
 class Model(Handle):
@@ -61,8 +67,13 @@ class Model(Handle):
         if params.use_extra_bufts:
             avoid_traps(llama)
         started = time.perf_counter()
-        pointer, mappings = _load(llama, paths, params, progress)
-        model = cls(llama, pointer, paths, mappings, read=params.use_extra_bufts or params.check_tensors)
+        loading = Loading(params.shelf)
+        try:
+            pointer, mappings = _load(llama, paths, params, progress, loading)
+        except BaseException:
+            loading.release()
+            raise
+        model = cls(llama, pointer, paths, mappings, loading, read=params.check_tensors)
         logger.info(
             "opened %s: %d bytes, %s, %.0f ms",
             model.path,
@@ -78,6 +89,7 @@ class Model(Handle):
         pointer: Any,
         paths: Sequence[Path],
         mappings: tuple[Mapping, ...],
+        loading: Loading,
         *,
         read: bool,
     ) -> None:
@@ -85,9 +97,14 @@ class Model(Handle):
         self.llama = llama
         self.paths = tuple(paths)
         self.path = self.paths[0]
-        self.mappings = mappings
+        self.mappings = self._kept = mappings
+        self._loading = loading
+        self.tensors = tuple(loading.tensors)
+        self.layouts = Layouts(self.tensors)
+        self.choose_layout: Callable[[int], Layout] = _packed_always
+        """Which order of bytes a step over so many tokens reads."""
         # Whether opening left all weights untouched in their files.
-        self.lazily_mapped = bool(mappings) and not read
+        self.lazily_mapped = bool(mappings) and not read and not self.private_tensors
         self._users_lock = threading.Lock()
         self._users = 1
         self._weights = pointer
@@ -116,11 +133,27 @@ class Model(Handle):
         names = ("none", "mean", "cls", "last", "rank")
         self.pooling = names[int(pooling)] if pooling and pooling in "01234" else None
 
+    @property
+    def private_tensors(self) -> list[PlacedTensor]:
+        """The tensors whose packed bytes are in this process's own memory."""
+        return [placed for placed in self.tensors if placed.packing is not None and placed.packing.is_private]
+
+    def computing(self, tokens: int) -> AbstractContextManager[None]:
+        """Show the order of bytes that is right for a step over so many tokens, while the body computes."""
+        return self.layouts.computing(self.choose_layout(tokens))
+
+    def ranges(self) -> list[Range]:
+        """Where the weights are mapped, in both orders; empty where that is not known."""
+        if not self.tensors:
+            return [Range(mapping.address, mapping.length) for mapping in self.mappings]
+        stored = (p.packing.place for p in self.tensors if p.packing is not None and not p.packing.is_private)
+        return [*(placed.file for placed in self.tensors), *stored]
+
     def resident_bytes(self) -> int | None:
         """Bytes of the weights that are in memory now, measured; None where the system does not tell."""
         _ = self.weights
-        if self.mappings:
-            counts = [memory.resident_bytes(mapping.address, mapping.length) for mapping in self.mappings]
+        if ranges := self.ranges():
+            counts = [memory.resident_bytes(place.address, place.length) for place in ranges]
         else:
             counts = [memory.file_resident_bytes(path) for path in self.paths]
         return None if None in counts else sum(count for count in counts if count is not None)
@@ -133,8 +166,8 @@ class Model(Handle):
         """
         _ = self.weights
         before = self.resident_bytes()
-        for mapping in self.mappings:
-            memory.page_out(mapping.address, mapping.length)
+        for place in self.ranges():
+            memory.page_out(place.address, place.length)
         return (before or 0) - (self.resident_bytes() or 0)
 
     def metadata(self, key: str) -> str | None:
@@ -168,11 +201,17 @@ class Model(Handle):
             if self._users:
                 return
             pointer, self._weights = self._weights, None
-        self.mappings = ()
-        self.llama.lib.llama_model_free(pointer)
+        self.mappings, self.tensors = (), ()
+        with keeping(self._kept):
+            self.llama.lib.llama_model_free(pointer)
+        self._loading.release()
 
     def _free(self, pointer: Any) -> None:
         self.release()
+
+
+def _packed_always(_tokens: int) -> Layout:
+    return "packed"
 
 
 def _load(
@@ -180,6 +219,7 @@ def _load(
     paths: Sequence[Path],
     params: ModelParams,
     progress: Callable[[float], bool] | None,
+    loading: Loading,
 ) -> tuple[Any, tuple[Mapping, ...]]:
     ffi, lib = llama.ffi, llama.lib
     native = lib.llama_model_default_params()
@@ -193,8 +233,10 @@ def _load(
     with llama.log.collect() as log:
         # Layers on another device are copied there: reading ahead is right for them.
         if params.lazy and params.gpu_layers == 0:
-            with lazy_mapping() as recording:
+            with lazy_mapping(loading) as recording:
                 pointer = _call(llama, names, native)
+                if pointer != ffi.NULL:
+                    loading.finish()
             mappings = tuple(recording.mappings)
         else:
             pointer, mappings = _call(llama, names, native), ()

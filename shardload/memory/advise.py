@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from os import PathLike
 
-from shardload.memory.pages import page_span
+from shardload.memory.pages import PAGE_BYTES, Range, page_span
 from shardload.memory.platform import current
 
 POPULATE_CHUNK_BYTES = 8 * 2**20
@@ -20,6 +21,22 @@ def page_out(address: int, length: int) -> bool:
     """
     span = page_span(address, length)
     return current().page_out(span.address, span.length) if span.count else True
+
+
+def discard(private: Range) -> None:
+    """Give anonymous memory back; it reads as zeros afterwards. Pages that the range only touches stay.
+
+    Nobody may use the range any more. Does nothing where the system cannot.
+    """
+    start = -(-private.address // PAGE_BYTES) * PAGE_BYTES
+    length = private.end // PAGE_BYTES * PAGE_BYTES - start
+    if length > 0:
+        current().discard(start, length)
+
+
+def view(place: Range) -> memoryview:
+    """Some bytes of this process to read, for as long as they are mapped."""
+    return memoryview((ctypes.c_ubyte * place.length).from_address(place.address)).cast("B").toreadonly()
 
 
 def drop_file_cache(path: str | PathLike[str]) -> bool:

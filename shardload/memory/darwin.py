@@ -42,6 +42,10 @@ def populate_read(address: int, length: int) -> None:
     libc.madvise(address, length, MADV_WILLNEED)
 
 
+def discard(address: int, length: int) -> None:
+    """Give whole pages of anonymous memory back; not done here."""
+
+
 def prefer_large_pages(address: int, length: int) -> None:
     """Ask for pages as large as there are."""
 

@@ -13,6 +13,7 @@ from shardload.memory.pages import PAGE_BYTES, mapped, page_span, touch
 from shardload.memory.process import ProcessMemory, parse_status
 from shardload_native import libc
 
+MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
 MADV_PAGEOUT = 21
 MADV_POPULATE_READ = 22
@@ -61,6 +62,11 @@ def populate_read(address: int, length: int) -> None:
                 return touch(address, length)
             if error.errno not in (errno.EAGAIN, errno.EINTR):
                 raise
+
+
+def discard(address: int, length: int) -> None:
+    """Give whole pages of anonymous memory back."""
+    libc.madvise(address, length, MADV_DONTNEED)
 
 
 def prefer_large_pages(address: int, length: int) -> None:

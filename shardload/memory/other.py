@@ -29,6 +29,10 @@ def populate_read(address: int, length: int) -> None:
     touch(address, length)
 
 
+def discard(address: int, length: int) -> None:
+    """Give whole pages of anonymous memory back; not done here."""
+
+
 def prefer_large_pages(address: int, length: int) -> None:
     """Ask for pages as large as there are."""
 

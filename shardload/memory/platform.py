@@ -27,6 +27,9 @@ class Platform(Protocol):
     def populate_read(self, address: int, length: int) -> None:
         """Bring pages into memory and wait for them."""
 
+    def discard(self, address: int, length: int) -> None:
+        """Give whole pages of anonymous memory back, or do nothing."""
+
     def prefer_large_pages(self, address: int, length: int) -> None:
         """Ask for pages as large as there are; raises OSError where that cannot be asked for."""
 

@@ -126,7 +126,7 @@ async def test_a_file_that_was_deleted_while_it_was_open(
     weights = await opener.open_weights(entry, ignore)
     copy.unlink()
     # As on systems where nobody tells what is mapped: then the file itself is asked.
-    weights.model.mappings = ()
+    weights.model.mappings = weights.model.tensors = ()
     assert await opener.resident_bytes([weights]) == [None]
     await opener.close_weights(weights, drop_pages=True)
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

@@ -1,0 +1,117 @@
+"""Where the tensors of an open model are, and moving them between two orders of their bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from shardload.memory import Range
+from shardload_native.tensors import Tensor
+
+Layout = Literal["file", "packed"]
+
+
+@dataclass(slots=True, eq=False)
+class Packing:
+    """The packed order of one tensor: the order that llama.cpp's kernels like better than the file's."""
+
+    buffer_type: str
+    """Its name."""
+    private: Range
+    """Where llama.cpp keeps, or would keep, the packed bytes in memory of its own."""
+    place: Range
+    """Where they are: there, or in a mapped file."""
+    buffer: int
+    extra: int
+
+    @property
+    def is_private(self) -> bool:
+        """Whether no file has them."""
+        return self.place == self.private
+
+
+@dataclass(slots=True, eq=False)
+class PlacedTensor:
+    """One tensor of an open model; ``file`` has its bytes in the order of its quantisation."""
+
+    tensor: Tensor
+    name: str
+    type_name: str
+    ne: tuple[int, ...]
+    file: Range
+    packing: Packing | None = None
+    """None for a tensor that has no packed order."""
+    plain_buffer: int = 0
+    """The buffer that tells kernels of the file's order; 0 where none is known."""
+
+    def show(self, layout: Layout) -> None:
+        """Let llama.cpp read it in an order; the caller sees to it that nothing computes on it."""
+        packing = self.packing
+        if packing is None:
+            return
+        if layout == "packed":
+            self.tensor.point(packing.place.address, packing.buffer, packing.extra)
+        elif self.plain_buffer:
+            self.tensor.point(self.file.address, self.plain_buffer, 0)
+
+
+class Layouts:
+    """The order of bytes that the packed tensors of one model show; changed between steps only.
+
+    Steps are told apart by `computing`. Contexts of one model may compute at the same time: the second one
+    goes on with what the first one chose. Any thread.
+    """
+
+    def __init__(self, tensors: Iterable[PlacedTensor]) -> None:
+        self._tensors = [tensor for tensor in tensors if tensor.packing is not None]
+        self._lock = threading.Lock()
+        self._steps = 0
+        self._moves: list[tuple[Sequence[tuple[PlacedTensor, Range]], threading.Event]] = []
+        self.shown: Layout = "packed"
+        self.both = bool(self._tensors) and all(tensor.plain_buffer for tensor in self._tensors)
+        """Whether there is anything to choose between."""
+
+    @contextmanager
+    def computing(self, wanted: Layout) -> Iterator[None]:
+        """Show an order while the body computes, unless another step computes with another one."""
+        with self._lock:
+            if not self._steps:
+                self._move()
+                if self.both and wanted != self.shown:
+                    self._show(wanted)
+            self._steps += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._steps -= 1
+
+    def move(self, places: Sequence[tuple[PlacedTensor, Range]]) -> threading.Event:
+        """Have the packed bytes of some tensors read from elsewhere; the event tells when that is so.
+
+        It is so at once unless a step is being computed, and at the next one otherwise.
+        """
+        done = threading.Event()
+        with self._lock:
+            self._moves.append((places, done))
+            if not self._steps:
+                self._move()
+        return done
+
+    def _move(self) -> None:
+        for places, done in self._moves:
+            for placed, place in places:
+                if placed.packing is not None:
+                    placed.packing.place = place
+                if self.shown == "packed":
+                    placed.show("packed")
+            done.set()
+        self._moves.clear()
+
+    def _show(self, layout: Layout) -> None:
+        for tensor in self._tensors:
+            tensor.show(layout)
+        self.shown = layout
