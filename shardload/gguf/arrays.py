@@ -80,6 +80,10 @@ class MetadataArray(Sequence[Any]):
             data[start + 8 : end].decode("utf-8", "replace") for start, end in zip(starts, ends, strict=True)
         ]
 
+    def raw(self) -> memoryview:
+        """The elements as they stand in the file, strings with their lengths; raises HandleClosed."""
+        return self._view()
+
     def _view(self) -> memoryview:
         return self._source.view(self._offset, self._length_bytes)
 

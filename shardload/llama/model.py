@@ -17,6 +17,7 @@ from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama.handle import Handle
 from shardload.llama.loading import Loading, Shelf
 from shardload.llama.placed import Layout, Layouts, PlacedTensor
+from shardload.llama.tokenizer import shared_vocabularies
 from shardload.llama.vocab import Vocab
 from shardload.memory import Range
 from shardload_native.amx import avoid_traps
@@ -69,11 +70,12 @@ class Model(Handle):
         started = time.perf_counter()
         loading = Loading(params.shelf)
         try:
-            pointer, mappings = _load(llama, paths, params, progress, loading)
+            with shared_vocabularies().lent(paths) as vocab:
+                pointer, mappings = _load(llama, paths, params, progress, loading, vocab)
         except BaseException:
             loading.release()
             raise
-        model = cls(llama, pointer, paths, mappings, loading, read=params.check_tensors)
+        model = cls(llama, pointer, paths, mappings, loading, vocab, read=params.check_tensors)
         logger.info(
             "opened %s: %d bytes, %s, %.0f ms",
             model.path,
@@ -90,6 +92,7 @@ class Model(Handle):
         paths: Sequence[Path],
         mappings: tuple[Mapping, ...],
         loading: Loading,
+        vocab: Vocab | None,
         *,
         read: bool,
     ) -> None:
@@ -109,7 +112,7 @@ class Model(Handle):
         self._users = 1
         self._weights = pointer
         lib = llama.lib
-        self.vocab = Vocab(
+        self.vocab = vocab or Vocab(
             llama,
             lib.llama_model_get_vocab(pointer),
             check_open=lambda: self.weights,
@@ -205,6 +208,7 @@ class Model(Handle):
         with keeping(self._kept):
             self.llama.lib.llama_model_free(pointer)
         self._loading.release()
+        shared_vocabularies().release(self.vocab)
 
     def _free(self, pointer: Any) -> None:
         self.release()
@@ -220,12 +224,14 @@ def _load(
     params: ModelParams,
     progress: Callable[[float], bool] | None,
     loading: Loading,
+    vocab: Vocab | None,
 ) -> tuple[Any, tuple[Mapping, ...]]:
     ffi, lib = llama.ffi, llama.lib
     native = lib.llama_model_default_params()
     native.n_gpu_layers = params.gpu_layers
     native.use_extra_bufts = params.use_extra_bufts
     native.check_tensors = params.check_tensors
+    shared_vocabularies().leave_out(vocab, native)
     raised: list[BaseException] = []
     callback = _progress_callback(ffi, progress, raised)
     native.progress_callback = callback

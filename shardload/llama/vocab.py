@@ -28,10 +28,17 @@ class Vocab:
     """The tokens of one model; reads only, from any thread, as long as the model is open."""
 
     def __init__(
-        self, llama: Llama, pointer: Any, *, check_open: Callable[[], object], adds_space: bool
+        self,
+        llama: Llama,
+        pointer: Any,
+        *,
+        check_open: Callable[[], object],
+        adds_space: bool,
+        like: Vocab | None = None,
     ) -> None:
+        """``like`` is another model's vocabulary over the same pointer: what was read for it serves both."""
         self._llama, self._vocab, self._check_open = llama, pointer, check_open
-        self._adds_space = adds_space
+        self._lists: _Lists = like._lists if like is not None else _Lists(llama, pointer, adds_space)
         lib = llama.lib
         self.kind = int(lib.llama_vocab_type(pointer))
         self.n_tokens = lib.llama_vocab_n_tokens(pointer)
@@ -47,15 +54,17 @@ class Vocab:
         self._check_open()
         return self._vocab
 
-    @cached_property
+    @property
     def alphabet(self) -> SentencePieceAlphabet:
         """What a SentencePiece vocabulary can encode; read on first use."""
-        return SentencePieceAlphabet.read(self._tokens_with_attributes(), adds_space=self._adds_space)
+        self._check_open()
+        return self._lists.alphabet
 
-    @cached_property
+    @property
     def control_tokens(self) -> ControlTokens:
         """Where long texts can be cut; read on first use."""
-        return ControlTokens(self._tokens_with_attributes())
+        self._check_open()
+        return self._lists.control_tokens
 
     @property
     def has_byte_tokens(self) -> bool:
@@ -163,9 +172,24 @@ class Vocab:
         if not 0 <= token < self.n_tokens:
             raise UnencodableText(f"token {token} is not in the vocabulary of {self.n_tokens} tokens")
 
+
+class _Lists:
+    """What is read from all tokens of a vocabulary; whoever asks holds it open."""
+
+    def __init__(self, llama: Llama, pointer: Any, adds_space: bool) -> None:
+        self._llama, self._vocab, self._adds_space = llama, pointer, adds_space
+
+    @cached_property
+    def alphabet(self) -> SentencePieceAlphabet:
+        return SentencePieceAlphabet.read(self._tokens_with_attributes(), adds_space=self._adds_space)
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        return ControlTokens(self._tokens_with_attributes())
+
     def _tokens_with_attributes(self) -> Iterable[tuple[str, int]]:
-        ffi, lib, vocab = self._llama.ffi, self._llama.lib, self.pointer
-        for token in range(self.n_tokens):
+        ffi, lib, vocab = self._llama.ffi, self._llama.lib, self._vocab
+        for token in range(lib.llama_vocab_n_tokens(vocab)):
             content = bytes(ffi.string(lib.llama_vocab_get_text(vocab, token)))
             yield content.decode("utf-8", "surrogateescape"), lib.llama_vocab_get_attr(vocab, token)
 
