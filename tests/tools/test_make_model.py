@@ -91,7 +91,7 @@ def test_a_fine_tune_leaves_a_share_of_the_bytes(tmp_path: Path) -> None:
         assert {**plain(after), "general.name": "base"} == plain(before)
         sizes = {name: tensor.nbytes for name, tensor in before.tensors.items()}
         same = [name for name in sizes if np.array_equal(before.tensor(name), after.tensor(name))]
-        assert sum(sizes[name] for name in same) / sum(sizes.values()) == pytest.approx(0.5, abs=0.03)
+        assert sum(sizes[name] for name in same) / sum(sizes.values()) == pytest.approx(0.5, abs=0.06)
         assert after.tensors.keys() == before.tensors.keys()
         assert same == [name for name in sizes if np.array_equal(before.tensor(name), third.tensor(name))]
         changed = next(name for name in sizes if name not in same)
