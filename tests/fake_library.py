@@ -24,7 +24,7 @@ from shardload.library.entry import ModelEntry, Use
 from shardload.library.estimate import Prediction
 from shardload.library.lease import Lease
 from shardload.library.manager import Manager
-from shardload.library.opener import InstanceHandle, Progress, WeightsHandle
+from shardload.library.opener import InstanceHandle, Progress, Residency, WeightsFacts, WeightsHandle
 from shardload.library.status import ModelStatus
 
 WEIGHTS_BYTES = 100
@@ -139,7 +139,9 @@ class FakeOpener:
         size = self.sizes.get(entry.path.stem, WEIGHTS_BYTES)
         return Prediction(size, VOCABULARY_BYTES, KV_BYTES, COMPUTE_BYTES)
 
-    async def open_weights(self, entry: ModelEntry, progress: Progress) -> WeightsHandle:
+    async def open_weights(
+        self, entry: ModelEntry, progress: Progress, *, resident_limit_bytes: int | None = None
+    ) -> WeightsHandle:
         name = entry.path.stem
         self.opens[name] += 1
         if (event := self._held.get(name)) is not None:
@@ -151,9 +153,11 @@ class FakeOpener:
         if (failure := self.failures.get(name)) is not None:
             raise failure
         assert all(model.entry.file_key != entry.file_key for model in self.models), "weights opened twice"
-        model = FakeModel(entry, self.sizes.get(name, WEIGHTS_BYTES) + VOCABULARY_BYTES)
+        size = self.sizes.get(name, WEIGHTS_BYTES)
+        model = FakeModel(entry, size + VOCABULARY_BYTES)
         self.models.append(model)
-        return WeightsHandle(cast(Any, FakeVocab()), VOCABULARY_BYTES, model)
+        facts = WeightsFacts(VOCABULARY_BYTES, size, places={entry.file_key: size})
+        return WeightsHandle(cast(Any, FakeVocab()), lambda: facts, model)
 
     async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
         assert not weights.model.closed, "context on closed weights"
@@ -183,13 +187,30 @@ class FakeOpener:
         self.models.remove(model)
         self.closes.append((model.entry.path.stem, drop_pages))
 
-    async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
+    async def measure(self, weights: Sequence[WeightsHandle]) -> list[Residency | None]:
         self.measurements += 1
         await anyio.lowlevel.checkpoint()
         return [
-            self.resident.get(handle.model.entry.path.stem, handle.model.bytes - VOCABULARY_BYTES)
+            Residency(self.resident.get(handle.model.entry.path.stem, handle.model.bytes - VOCABULARY_BYTES))
             for handle in weights
         ]
+
+    async def park_instance(self, instance: InstanceHandle) -> int:
+        return 0
+
+    async def page_out(
+        self, weights: WeightsHandle, keep_bytes: int, sparing: Sequence[WeightsHandle]
+    ) -> int:
+        return 0
+
+    def bring_back(self, weights: WeightsHandle) -> None:
+        pass
+
+    def allow_second_layout(self, weights: WeightsHandle, allowed: bool) -> None:
+        pass
+
+    async def set_resident_limit(self, weights: WeightsHandle, limit_bytes: int | None) -> None:
+        pass
 
     async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:
         await anyio.lowlevel.checkpoint()

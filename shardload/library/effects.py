@@ -90,13 +90,13 @@ class Effects:
             if weights.state == "open" and weights.handle is not None
         ]
         try:
-            counts = await self._opener.resident_bytes([handle for _, handle, _ in targets])
+            found = await self._opener.measure([handle for _, handle, _ in targets])
         except Exception:
             logger.exception("measuring what is in memory failed")
-            counts = [None] * len(targets)
+            found = [None] * len(targets)
         now = self._clock()
-        for (weights, _, uses), count in zip(targets, counts, strict=True):
-            weights.measured_bytes = count
+        for (weights, _, uses), residency in zip(targets, found, strict=True):
+            weights.measured = residency
             if weights.uses == uses:
                 weights.measured_at = now
 
@@ -112,7 +112,7 @@ class Effects:
             except (Exception, CancelledError) as error:
                 self._ledger.fail_weights(weights, error)
                 raise
-            weights.private_bytes = weights.handle.private_bytes
+            weights.private_bytes = weights.handle.facts.private_bytes
             weights.state = "open"
             weights.opened.set()
         if weights.error is not None:
@@ -122,12 +122,12 @@ class Effects:
 
     async def _close_weights(self, weights: Weights) -> None:
         if weights.handle is not None:
+            self._ledger.note_totals(weights)
             try:
                 await self._opener.close_weights(weights.handle, drop_pages=weights.drop_pages)
             except (Exception, CancelledError):
                 logger.exception("closing weights failed")
-        if self._ledger.weights.get(weights.key) is weights:
-            del self._ledger.weights[weights.key]
+        self._ledger.finish_weights(weights)
 
     def _fail(self, instance: Instance, error: BaseException) -> None:
         if not isinstance(error, ShardloadError | OSError | CancelledError):

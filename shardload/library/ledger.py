@@ -22,7 +22,7 @@ from shardload.library.entry import FileKey, ModelEntry, Use, slots_for
 from shardload.library.estimate import Prediction
 from shardload.library.eviction import Candidate
 from shardload.library.lease import Lease, OpenProgress
-from shardload.library.opener import InstanceHandle, WeightsHandle
+from shardload.library.opener import InstanceHandle, Residency, WeightsFacts, WeightsHandle
 
 ServedKey = tuple[FileKey, int, int]
 """What names map onto: the file, the size of the context and its slots."""
@@ -67,6 +67,25 @@ class Waiter:
             self.progress = None
 
 
+@dataclass(frozen=True, slots=True)
+class PageTotals:
+    """What the opens of one file counted together."""
+
+    page_ins: int = 0
+    page_outs: int = 0
+    waited_seconds: float = 0.0
+
+    def plus(self, facts: WeightsFacts | None) -> PageTotals:
+        """With one open more; None adds nothing."""
+        if facts is None:
+            return self
+        return PageTotals(
+            self.page_ins + facts.page_ins,
+            self.page_outs + facts.page_outs,
+            self.waited_seconds + facts.waited_seconds,
+        )
+
+
 @dataclass(slots=True, eq=False)
 class Weights:
     """One file in memory, and the instances on it."""
@@ -74,7 +93,7 @@ class Weights:
     key: FileKey
     size_bytes: int
     private_bytes: int
-    measured_bytes: int | None = None
+    measured: Residency | None = None
     """What of it was in memory when it was last measured."""
     measured_at: float = -math.inf
     """When, if it has not been in use since."""
@@ -97,9 +116,9 @@ class Weights:
     @property
     def resident_bytes(self) -> int:
         """What may be in memory now: all of it, unless it was measured since it was last in use."""
-        if self.active or self.measured_bytes is None or self.measured_at == -math.inf:
+        if self.active or self.measured is None or self.measured_at == -math.inf:
             return self.size_bytes
-        return min(self.measured_bytes, self.size_bytes)
+        return min(self.measured.resident_bytes, self.size_bytes)
 
     @property
     def counted_bytes(self) -> int:
@@ -182,6 +201,8 @@ class Ledger:
     def __init__(self) -> None:
         self.weights: dict[FileKey, Weights] = {}
         self.instances: dict[InstanceKey, Instance] = {}
+        self.past: dict[FileKey, PageTotals] = {}
+        """What weights counted that are closed by now."""
         self._serials = itertools.count()
 
     def instance(
@@ -265,6 +286,20 @@ class Ledger:
         if self.weights.get(weights.key) is weights:
             del self.weights[weights.key]
         weights.opened.set()
+
+    def finish_weights(self, weights: Weights) -> None:
+        """Note that weights are closed and their memory is back."""
+        if self.weights.get(weights.key) is weights:
+            del self.weights[weights.key]
+
+    def note_totals(self, weights: Weights) -> None:
+        """Keep what weights have counted, before they are closed."""
+        if weights.handle is not None:
+            self.past[weights.key] = self.page_totals(weights.key).plus(weights.handle.facts)
+
+    def page_totals(self, key: FileKey) -> PageTotals:
+        """What the closed opens of a file counted."""
+        return self.past.get(key, PageTotals())
 
     def release(self, instance: Instance, now: float) -> None:
         """Count one lease less."""

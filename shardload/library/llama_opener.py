@@ -20,7 +20,7 @@ from shardload import memory
 from shardload.errors import LoadFailed
 from shardload.library.entry import ModelEntry, Use, slots_for
 from shardload.library.estimate import Prediction, predict
-from shardload.library.opener import InstanceHandle, Progress, WeightsHandle
+from shardload.library.opener import InstanceHandle, Progress, Residency, WeightsFacts, WeightsHandle
 
 if TYPE_CHECKING:
     from shardload.config import EngineConfig
@@ -60,7 +60,9 @@ class LlamaOpener:
         """Abort the load that is running, and let later ones fail."""
         self._giving_up.set()
 
-    async def open_weights(self, entry: ModelEntry, progress: Progress) -> WeightsHandle:
+    async def open_weights(
+        self, entry: ModelEntry, progress: Progress, *, resident_limit_bytes: int | None = None
+    ) -> WeightsHandle:
         """Map the file; nothing of the weights is read."""
         report = _Reporter(asyncio.get_running_loop(), progress, self._giving_up)
         return await self._in_thread(lambda: self._open_weights(entry, report))
@@ -78,9 +80,28 @@ class LlamaOpener:
         """Unmap the file. Pages are dropped before, while they are mapped, and from the page cache after."""
         await self._in_thread(lambda: _close_weights(weights.model, drop_pages=drop_pages))
 
-    async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
+    async def park_instance(self, instance: InstanceHandle) -> int:
+        """Nothing yet: contexts keep their KV cache until they are closed."""
+        return 0
+
+    async def measure(self, weights: Sequence[WeightsHandle]) -> list[Residency | None]:
         """Ask the kernel for each mapping."""
-        return await self._in_thread(lambda: [_resident_bytes(handle.model) for handle in weights])
+        return await self._in_thread(lambda: [_measure(handle.model) for handle in weights])
+
+    async def page_out(
+        self, weights: WeightsHandle, keep_bytes: int, sparing: Sequence[WeightsHandle]
+    ) -> int:
+        """Send all pages out where more than ``keep_bytes`` are in memory."""
+        return await self._in_thread(lambda: _page_out_to(weights.model, keep_bytes))
+
+    def bring_back(self, weights: WeightsHandle) -> None:
+        """Nothing: pages come when they are touched."""
+
+    def allow_second_layout(self, weights: WeightsHandle, allowed: bool) -> None:
+        """Nothing: there is one layout."""
+
+    async def set_resident_limit(self, weights: WeightsHandle, limit_bytes: int | None) -> None:
+        """Nothing: the kernel decides which pages of a large model stay."""
 
     async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:
         """Ask the kernel for each file; on a thread where no open has to wait for it."""
@@ -106,7 +127,12 @@ class LlamaOpener:
         before = memory.process_memory().anonymous_bytes
         model = Model.open(entry.paths, ModelParams(gpu_layers=self._settings.gpu_layers), report)
         grown_bytes = memory.process_memory().anonymous_bytes - before
-        return WeightsHandle(vocab=model.vocab, private_bytes=max(grown_bytes, 0), model=model)
+        facts = WeightsFacts(
+            private_bytes=max(grown_bytes, 0),
+            working_bytes=model.size_bytes,
+            places={entry.file_key: model.size_bytes},
+        )
+        return WeightsHandle(vocab=model.vocab, read_facts=lambda: facts, model=model)
 
     def _open_instance(self, model: Model, entry: ModelEntry, kind: Use) -> InstanceHandle:
         from shardload.llama import Context, ContextParams
@@ -183,14 +209,25 @@ def _close_weights(model: Model, *, drop_pages: bool) -> None:
                 memory.drop_file_cache(path)
 
 
-def _page_out(model: Model) -> None:
+def _page_out(model: Model) -> int:
     """Send pages away; what keeps that from being done is no reason to keep the model open."""
     try:
-        model.page_out()
+        return model.page_out()
     except FileNotFoundError:
         pass  # deleted while it was open
     except OSError as error:
         logger.warning("the pages of %s stay in memory: %s", model.path, error)
+    return 0
+
+
+def _page_out_to(model: Model, keep_bytes: int) -> int:
+    resident_bytes = _resident_bytes(model)
+    return 0 if resident_bytes is not None and resident_bytes <= keep_bytes else _page_out(model)
+
+
+def _measure(model: Model) -> Residency | None:
+    resident_bytes = _resident_bytes(model)
+    return None if resident_bytes is None else Residency(resident_bytes)
 
 
 def _resident_bytes(model: Model) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,14 +31,68 @@ class VocabLike(Protocol):
     def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ShardResidency:
+    """One shard as it was measured; a shard is what leaves and comes back together."""
+
+    name: str
+    nbytes: int
+    resident_bytes: int
+    second_bytes: int
+    """Resident bytes of the layout that only prompts use."""
+    shared_with: tuple[str, ...] = ()
+    """Other open models that use some of the same places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What of some weights was in memory when it was measured."""
+
+    resident_bytes: int
+    """Of the layout that every step uses. Memory that several weights use is the first one's alone."""
+    second_bytes: int = 0
+    """Of the second layout, which only prompts use."""
+    shared_bytes: int = 0
+    """The part of the resident places that other open weights use as well, counted for each of them."""
+    packed_bytes: int = 0
+    """The part that lies in the packed store."""
+    shards: tuple[ShardResidency, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFacts:
+    """What open weights take, as of now: packing behind an open makes private bytes into places."""
+
+    private_bytes: int
+    """Anonymous memory, beside all mappings and contexts."""
+    working_bytes: int
+    """What each step touches: private or not, shared or not."""
+    second_bytes: int = 0
+    """Places of the second layout."""
+    places: Mapping[Hashable, int] = field(default_factory=dict)
+    """Mapped places of the working layout; equal places of two weights are the same memory."""
+    page_ins: int = 0
+    """Bytes that were brought into memory since the open."""
+    page_outs: int = 0
+    """Bytes that were sent out of memory since the open."""
+    waited_seconds: float = 0.0
+    """How long steps have waited for pages."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightsHandle:
-    """Open weights; ``private_bytes`` is the memory that they took beside their mapping."""
+    """Open weights."""
 
     vocab: VocabLike
-    private_bytes: int
+    read_facts: Callable[[], WeightsFacts]
+    """Quick, and without effects; called on the event loop."""
     model: Any = None
     """The opener's own."""
+
+    @property
+    def facts(self) -> WeightsFacts:
+        """What they take now."""
+        return self.read_facts()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,8 +115,14 @@ class Opener(Protocol):
         """What `open_weights` and `open_instance` will take; reads nothing."""
         ...
 
-    async def open_weights(self, entry: ModelEntry, progress: Progress) -> WeightsHandle:
-        """Open a model's file. ``progress`` is called on the event loop. Raises LoadFailed or OSError."""
+    async def open_weights(
+        self, entry: ModelEntry, progress: Progress, *, resident_limit_bytes: int | None = None
+    ) -> WeightsHandle:
+        """Open a model's file. ``progress`` is called on the event loop. Raises LoadFailed or OSError.
+
+        A limit streams: at most that much of the working layout is in memory at any time. The second layout
+        is allowed at first.
+        """
         ...
 
     async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
@@ -70,15 +130,53 @@ class Opener(Protocol):
         ...
 
     async def close_instance(self, instance: InstanceHandle) -> None:
-        """Close a context; what still runs on it fails with ModelUnavailable."""
+        """Park the KV state of a context and close it; what still runs on it fails with ModelUnavailable."""
+        ...
+
+    async def park_instance(self, instance: InstanceHandle) -> int:
+        """Save the KV state of an idle context and give its memory back; the context stays open.
+
+        Returns the bytes that came free; 0 where that cannot be done. The next request takes them again.
+        """
         ...
 
     async def close_weights(self, weights: WeightsHandle, *, drop_pages: bool) -> None:
-        """Close weights without contexts; with ``drop_pages`` their pages leave memory too."""
+        """Close weights without contexts; with ``drop_pages`` their pages leave memory too.
+
+        Pages that other open weights use stay.
+        """
         ...
 
-    async def resident_bytes(self, weights: Sequence[WeightsHandle]) -> list[int | None]:
-        """Measure how much of each file is in memory; None where the system does not tell."""
+    async def measure(self, weights: Sequence[WeightsHandle]) -> list[Residency | None]:
+        """Measure what of each is in memory; None where the system does not tell.
+
+        A page that several of them use counts for the first of them alone.
+        """
+        ...
+
+    async def page_out(
+        self, weights: WeightsHandle, keep_bytes: int, sparing: Sequence[WeightsHandle]
+    ) -> int:
+        """Send pages out of memory: all of the second layout, then of the working layout an even share of
+        every layer, until at most ``keep_bytes`` of that are resident. They come back when they are used.
+
+        Pages that ``sparing`` use stay, and do not count in what is kept. Returns the bytes that left.
+        """
+        ...
+
+    def bring_back(self, weights: WeightsHandle) -> None:
+        """Begin to read what of the working layout is missing, in the order of layers; returns at once."""
+        ...
+
+    def allow_second_layout(self, weights: WeightsHandle, allowed: bool) -> None:
+        """Let prompts use the second layout, or have them use the working one; what is resident stays."""
+        ...
+
+    async def set_resident_limit(self, weights: WeightsHandle, limit_bytes: int | None) -> None:
+        """Stream with a limit from the next step on, or with None stop streaming.
+
+        Returns when no more than the limit is resident, also while steps run.
+        """
         ...
 
     async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:

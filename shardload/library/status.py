@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from shardload.library.entry import ModelEntry
-from shardload.library.ledger import Instance
+from shardload.library.ledger import Instance, PageTotals, Weights
+from shardload.library.opener import ShardResidency
 
-ModelState = Literal["open", "opening", "closed", "failed"]
+ModelState = Literal["open", "opening", "streaming", "parked", "closed", "failed"]
+"""*Streaming*: open with less memory than its weights take; *parked*: its weights are open, and no context is
+or one whose KV state was saved and given back."""
 
 
 @dataclass(slots=True)
@@ -55,37 +58,58 @@ class ModelStatus:
     open_seconds: float
     queue_seconds: float
     error: str | None
+    warm_share: float | None = None
+    """The part of what each step touches that is in memory, 0 to 1; None where the system does not tell."""
+    resident_limit_bytes: int | None = None
+    """What a streaming model may have of its weights in memory; None for any other."""
+    shared_bytes: int = 0
+    """Resident bytes of the weights that other open models use as well."""
+    packed_bytes: int = 0
+    """Resident bytes of the weights that lie in the packed store."""
+    second_bytes: int = 0
+    """Resident bytes of the layout that only prompts use, beside ``resident_bytes``."""
+    page_ins: int = 0
+    """Bytes brought into memory since the start."""
+    page_outs: int = 0
+    """Bytes sent out of memory since the start."""
+    waited_seconds: float = 0.0
+    """How long steps have waited for pages since the start."""
+    shards: tuple[ShardResidency, ...] = ()
+    """As last measured; empty for a closed model."""
 
 
 def model_status(
     entry: ModelEntry,
     instances: Iterable[Instance],
+    weights: Weights | None,
     counters: ModelCounters,
+    past: PageTotals,
     *,
     closed_bytes: int | None,
     pinned: bool,
     now: float,
 ) -> ModelStatus:
-    """Describe a model by the instances that its name stands for.
+    """Describe a model by the weights of its file and the instances that its name stands for.
 
-    ``closed_bytes`` is what the system holds of its file when nothing has it open.
+    ``past`` is what earlier opens of the weights counted; ``closed_bytes`` is what the system holds of the
+    file when nothing has it open.
     """
     there = [instance for instance in instances if instance.state in ("opening", "open")]
     waiting = [instance for instance in instances if instance.state in ("waiting", "closing")]
-    weights = next((instance.weights for instance in there if instance.weights is not None), None)
+    if weights is not None and weights.state == "closing":
+        weights = None
     open_now = [instance for instance in there if instance.state == "open"]
-    state: ModelState = (
-        "open" if open_now else "opening" if there or any(i.waiters for i in waiting) else "closed"
-    )
-    if state == "closed" and counters.error is not None:
-        state = "failed"
     expires_at = math.inf
     if open_now and not pinned and all(instance.idle for instance in open_now):
         expires_at = max(instance.expires_at for instance in open_now)
+    measured = weights.measured if weights else None
+    resident_bytes = measured.resident_bytes if measured else None if weights else closed_bytes
+    facts = weights.handle.facts if weights and weights.handle else None
+    totals = past.plus(facts)
     return ModelStatus(
         name=entry.name,
-        state=state,
-        resident_bytes=weights.measured_bytes if weights else closed_bytes,
+        state=_state(there, waiting, weights, counters),
+        resident_bytes=resident_bytes,
         size_bytes=entry.size_bytes,
         private_bytes=sum(i.private_bytes for i in there) + (weights.private_bytes if weights else 0),
         kv_bytes=sum(instance.handle.kv_bytes for instance in open_now if instance.handle),
@@ -103,4 +127,28 @@ def model_status(
         open_seconds=counters.open_seconds,
         queue_seconds=counters.queue_seconds,
         error=counters.error,
+        warm_share=_share(resident_bytes, facts.working_bytes if facts else entry.size_bytes),
+        shared_bytes=measured.shared_bytes if measured else 0,
+        packed_bytes=measured.packed_bytes if measured else 0,
+        second_bytes=measured.second_bytes if measured else 0,
+        page_ins=totals.page_ins,
+        page_outs=totals.page_outs,
+        waited_seconds=totals.waited_seconds,
+        shards=measured.shards if measured else (),
     )
+
+
+def _state(
+    there: Sequence[Instance], waiting: Sequence[Instance], weights: Weights | None, counters: ModelCounters
+) -> ModelState:
+    if any(instance.state == "open" for instance in there):
+        return "open"
+    if there or any(instance.waiters for instance in waiting):
+        return "opening"
+    return "failed" if counters.error is not None else "closed"
+
+
+def _share(resident_bytes: int | None, of_bytes: int) -> float | None:
+    if resident_bytes is None:
+        return None
+    return min(resident_bytes / of_bytes, 1.0) if of_bytes else 1.0

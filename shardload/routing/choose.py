@@ -15,8 +15,8 @@ from shardload.routing.rules import ANY_MODEL, failed_condition
 AUTO = "auto"
 BY_NAME = "name"
 
-State = Literal["open", "opening", "closed", "failed"]
-_STATE_ORDER: tuple[State, ...] = ("open", "opening", "closed", "failed")
+State = Literal["open", "opening", "streaming", "parked", "closed", "failed"]
+_STATE_ORDER: tuple[State, ...] = ("open", "parked", "opening", "streaming", "closed", "failed")
 
 
 @dataclass(frozen=True, slots=True)
