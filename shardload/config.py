@@ -31,6 +31,7 @@ MoreThanNothing = Annotated[float, msgspec.Meta(ge=FLOAT_LEAST, le=FLOAT_LIMIT)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveShare = Annotated[float, msgspec.Meta(ge=FLOAT_LEAST, le=1)]
 CountOrAll = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
+KvType = Literal["f16", "q8_0", "q4_0"]
 TokenId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}$")]
 StopText = Annotated[str, msgspec.Meta(min_length=1)]
 S = TypeVar("S", bound="_Section")
@@ -65,12 +66,26 @@ class EngineConfig(_Section, frozen=True):
     """``[engine]``: defaults of every model. 0: ``ctx`` by the model, ``threads`` by the machine."""
 
     ctx: Count = 0
+    kv_type: KvType = "f16"
     parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = 0
     queue: Positive = 64
     keep_alive: float = 300.0
     batch: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 512
+
+
+class ParkingConfig(_Section, frozen=True):
+    """``[parking]``: where conversations wait that lost their place; 0 bytes: not there.
+
+    ``directory``: files of the user's cache where it is empty. After ``idle`` seconds without a request a
+    model's KV memory is given back; below 0: never.
+    """
+
+    memory: Count = 2**30
+    disk: Count = 8 * 2**30
+    directory: str = ""
+    idle: float = 60.0
 
 
 class ParametersConfig(_Section, frozen=True):
@@ -106,6 +121,7 @@ class ModelConfig(_Section, frozen=True):
     base: str | None = None
     aliases: tuple[str, ...] = ()
     ctx: Count | None = None
+    kv_type: KvType | None = None
     parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     pin: bool = False
     preload: bool = False
@@ -161,6 +177,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerConfig = ServerConfig()
     memory: MemoryConfig = MemoryConfig()
     engine: EngineConfig = EngineConfig()
+    parking: ParkingConfig = ParkingConfig()
     models: dict[str, ModelConfig] = {}
     routes: tuple[RouteConfig, ...] = ()
     source: ConfigSource | None = None
@@ -170,7 +187,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return self.source.error(message, *keys) if self.source else ConfigError(message)
 
 
-_TABLES: dict[str, type[_Section]] = {"server": ServerConfig, "memory": MemoryConfig, "engine": EngineConfig}
+_TABLES: dict[str, type[_Section]] = {
+    "server": ServerConfig,
+    "memory": MemoryConfig,
+    "engine": EngineConfig,
+    "parking": ParkingConfig,
+}
 _TOP_LEVEL = ("folders", "files", "models", "routes", *_TABLES)
 
 
@@ -208,6 +230,9 @@ def parse_config(text: str, path: str | Path) -> Config:
     if key_file := config.server.api_key_file:
         server = msgspec.structs.replace(config.server, api_key_file=_absolute(key_file, folder))
         config = msgspec.structs.replace(config, server=server)
+    if directory := config.parking.directory:
+        parking = msgspec.structs.replace(config.parking, directory=_absolute(directory, folder))
+        config = msgspec.structs.replace(config, parking=parking)
     return config
 
 
@@ -322,6 +347,11 @@ def parse_bytes(value: object) -> int:
     return int(count)
 
 
+def parse_bytes_or_none(value: object) -> int:
+    """Read a size as ``parse_bytes`` does, or 0. Raises ValueError."""
+    return 0 if value in (0, "0") and not isinstance(value, bool) else parse_bytes(value)
+
+
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 
@@ -348,6 +378,9 @@ def parse_duration(value: object) -> float:
 
 _PARSERS: dict[str, Callable[[object], int | float]] = {
     "budget": parse_bytes,
+    "memory": parse_bytes_or_none,
+    "disk": parse_bytes_or_none,
+    "idle": parse_duration,
     "max_body_bytes": parse_bytes,
     "keep_alive": parse_duration,
     "shutdown_seconds": parse_duration,

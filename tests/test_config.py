@@ -26,7 +26,14 @@ budget = "12GiB"
 
 [engine]
 ctx = 2048
+kv_type = "q8_0"
 keep_alive = "5m"
+
+[parking]
+memory = 0
+disk = "2GiB"
+directory = "parked"
+idle = "5m"
 
 [models."small.q4"]
 file = "a/b.gguf"
@@ -38,6 +45,7 @@ parameters = { temperature = 0.2, stop = ["END"] }
 [models.terse]
 base = "small"
 system = "Be brief."
+kv_type = "q4_0"
 
 [[routes]]
 name = "long"
@@ -69,10 +77,14 @@ def test_full_file(tmp_path: Path) -> None:
     assert config.server.shutdown_seconds == 60
     assert config.memory.budget == 12 * 1024**3
     assert (config.engine.ctx, config.engine.keep_alive, config.engine.parallel) == (2048, 300.0, 4)
+    assert config.engine.kv_type == "q8_0"
+    assert (config.parking.memory, config.parking.disk, config.parking.idle) == (0, 2 * 1024**3, 300.0)
+    assert config.parking.directory == str(tmp_path / "parked")
     small = config.models["small.q4"]
+    assert small.kv_type is None
     assert small.file == str(tmp_path / "a" / "b.gguf")
     assert (small.pin, small.keep_alive, small.parameters["temperature"]) == (True, -1, 0.2)
-    assert config.models["terse"].base == "small"
+    assert (config.models["terse"].base, config.models["terse"].kv_type) == ("small", "q4_0")
     assert [route.name for route in config.routes] == ["long", "rest"]
     assert config.routes[0].match.headers == {"x-tier": "gold"}
     assert config.routes[1].fallbacks == ("small",)
@@ -98,6 +110,10 @@ def test_empty_file_is_the_default() -> None:
         ("[memory]\n\nbudget = 'lots'\n", 3, "memory.budget: 'lots' is not a size"),
         ("[engine]\nkeep_alive = 'soon'\n", 2, "engine.keep_alive: 'soon' is not a duration"),
         ("[engine]\nkeep_alive = true\n", 2, "engine.keep_alive: True is not a duration"),
+        ("[engine]\nkv_type = 'q5_0'\n", 2, "engine.kv_type: invalid enum value 'q5_0'"),
+        ("[models.a]\nkv_type = 'f32'\n", 2, "models.a.kv_type"),
+        ("[parking]\ndisk = 'lots'\n", 2, "parking.disk: 'lots' is not a size"),
+        ("[parking]\nmemory = false\n", 2, "parking.memory: False is not a size"),
         ("[models.a]\nfile = 'a'\nbase = 'b'\n", 3, "the model 'a' has both file and base"),
         (
             "[models.a]\nfile = 'a'\n[models.b]\nfile = 1\n",

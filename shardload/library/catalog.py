@@ -286,6 +286,7 @@ def _entry(config: Config, chain: Sequence[str], facts: FileFacts) -> ModelEntry
         file_key=facts.file_key,
         created=facts.created,
         memory=facts.memory,
+        kv_type=_first([model.kv_type for model in models]) or config.engine.kv_type,
     )
 
 

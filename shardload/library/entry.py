@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from shardload.config import KvType
 from shardload.library.estimate import MemoryShape
 
 Kind = Literal["generate", "embed"]
@@ -51,6 +52,8 @@ class ModelEntry:
     created: int
     """Time of modification of the file, in seconds of the epoch."""
     memory: MemoryShape = field(default_factory=MemoryShape)
+    kv_type: KvType = "f16"
+    """In which numbers a context keeps its keys and values."""
 
 
 def slots_for(entry: ModelEntry, use: Use) -> int:

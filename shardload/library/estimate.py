@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shardload.config import KvType
 from shardload.gguf import GGUFFile, MetadataArray
 
 F16_BYTES = 2
+BLOCK_VALUES = 32
+BLOCK_BYTES: dict[KvType, int] = {"f16": BLOCK_VALUES * F16_BYTES, "q8_0": 34, "q4_0": 18}
+"""What keys and values of each type take; a quantised block has a scale of its own."""
 F32_BYTES = 4
 CELL_PADDING_TOKENS = 256  # llama.cpp rounds a context up to this
 MAX_MICRO_BATCH_TOKENS = 512
@@ -38,6 +42,7 @@ class MemoryShape:
 
     weights_bytes: int = 0
     kv_bytes_per_token: int = 0
+    """In F16."""
     state_bytes_per_slot: int = 0
     """Of the layers that keep a state of fixed size for each sequence in place of a KV cache."""
     embedding_length: int = 0
@@ -83,10 +88,11 @@ def memory_shape(gguf: GGUFFile) -> MemoryShape:
     )
 
 
-def kv_bytes(shape: MemoryShape, ctx_tokens: int, slots: int = 1) -> int:
-    """Bytes of the KV cache in F16 for a context shared by ``slots`` sequences."""
+def kv_bytes(shape: MemoryShape, ctx_tokens: int, slots: int = 1, kv_type: KvType = "f16") -> int:
+    """Bytes of the KV cache for a context shared by ``slots`` sequences; recurrent states are always F32."""
     cells = -(-ctx_tokens // CELL_PADDING_TOKENS) * CELL_PADDING_TOKENS
-    return shape.kv_bytes_per_token * cells + shape.state_bytes_per_slot * slots
+    cells_bytes = shape.kv_bytes_per_token * cells * BLOCK_BYTES[kv_type] // BLOCK_BYTES["f16"]
+    return cells_bytes + shape.state_bytes_per_slot * slots
 
 
 def compute_bytes(
@@ -114,13 +120,19 @@ def vocabulary_bytes(shape: MemoryShape) -> int:
 
 
 def predict(
-    shape: MemoryShape, ctx_tokens: int, slots: int, *, batch_tokens: int = 512, whole_batch: bool = False
+    shape: MemoryShape,
+    ctx_tokens: int,
+    slots: int,
+    *,
+    batch_tokens: int = 512,
+    whole_batch: bool = False,
+    kv_type: KvType = "f16",
 ) -> Prediction:
-    """Predict what a model takes with one context."""
+    """Predict what a model takes with one context; one for embeddings keeps its numbers in F16."""
     return Prediction(
         weights_bytes=shape.weights_bytes,
         vocabulary_bytes=vocabulary_bytes(shape),
-        kv_bytes=kv_bytes(shape, ctx_tokens, slots),
+        kv_bytes=kv_bytes(shape, ctx_tokens, slots, "f16" if whole_batch else kv_type),
         compute_bytes=compute_bytes(
             shape, ctx_tokens, slots, batch_tokens=batch_tokens, whole_batch=whole_batch
         ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from shardload.config import KvType
 from shardload.errors import DecodeFailed, LoadFailed
 from shardload.llama.batch import Batch
 from shardload.llama.handle import Handle
@@ -25,6 +26,8 @@ logger = logging.getLogger("shardload.llama")
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 POOLING_TYPES: dict[Pooling, int] = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+# The numbers of ggml.h; all but F16 come in blocks.
+KV_TYPES: dict[KvType, int] = {"f16": 1, "q4_0": 2, "q8_0": 8}
 UBATCH_TOKENS = 512
 NO_ROOM = 1
 # Their position embeddings are a table: a position beyond it ends the process.
@@ -37,7 +40,8 @@ class ContextParams:
     """The size and use of a context.
 
     ``ctx_tokens`` KV cells are shared by all ``slots``. ``threads`` compute steps of single tokens,
-    ``threads_batch`` those of prompts. ``pooling=None`` is the model's own.
+    ``threads_batch`` those of prompts. ``pooling=None`` is the model's own. Keys and values are kept as
+    ``kv_type`` says; a context for embeddings keeps F16, since it keeps them for no longer than a step.
     """
 
     ctx_tokens: int
@@ -48,6 +52,7 @@ class ContextParams:
     embeddings: bool = False
     pooling: Pooling | None = None
     kv_unified: bool = True
+    kv_type: KvType = "f16"
 
 
 class Context(Handle):
@@ -103,13 +108,19 @@ class Context(Handle):
         native.n_outputs_max = 0 if params.embeddings else params.slots
         native.n_threads, native.n_threads_batch = params.threads, params.threads_batch
         native.embeddings, native.kv_unified, native.no_perf = params.embeddings, params.kv_unified, True
+        # Quantised values need it: llama.cpp then refuses a model that has to do without.
         native.flash_attn_type = FLASH_ATTENTION_AUTO
+        if not params.embeddings:
+            native.type_k = native.type_v = KV_TYPES[params.kv_type]
         if params.pooling is not None:
             native.pooling_type = POOLING_TYPES[params.pooling]
         with llama.log.collect() as log:
             pointer = llama.lib.llama_init_from_model(weights, native)
         if pointer == llama.ffi.NULL:
-            raise LoadFailed(f"{params.ctx_tokens}-token context of {model.path}", log.reason())
+            reason = log.reason()
+            if params.kv_type != "f16" and "cache" in reason.lower():
+                reason = f"the KV type {params.kv_type} does not fit this model, use f16: {reason}"
+            raise LoadFailed(f"{params.ctx_tokens}-token context of {model.path}", reason)
         self.kv_bytes = log.mebibytes("KV buffer size") + log.mebibytes("RS buffer size")
         self.compute_bytes = log.mebibytes("compute buffer size") + log.mebibytes("output buffer size")
         return pointer

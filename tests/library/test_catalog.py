@@ -79,6 +79,23 @@ def test_context_defaults(tmp_path: Path, make_model: Make) -> None:
     assert [(entry.ctx_tokens, entry.slots) for entry in entries.entries()] == [(2048, 2), (256, 8)]
 
 
+def test_the_type_of_the_cache(tmp_path: Path, make_model: Make) -> None:
+    make_model("a.gguf")
+    make_model("b.gguf")
+    models = catalog(
+        tmp_path,
+        "[engine]\nkv_type = 'q8_0'\n[models.b]\nkv_type = 'q4_0'\n"
+        "[models.c]\nbase = 'b'\n[models.d]\nbase = 'b'\nkv_type = 'f16'",
+    )
+    assert {entry.name: entry.kv_type for entry in models.entries()} == {
+        "a": "q8_0",
+        "b": "q4_0",
+        "c": "q4_0",
+        "d": "f16",
+    }
+    assert catalog(tmp_path).get("a").kv_type == "f16"
+
+
 def test_virtual_models(tmp_path: Path, make_model: Make) -> None:
     path = make_model("root.gguf")
     models = catalog(

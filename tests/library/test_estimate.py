@@ -96,6 +96,15 @@ def test_a_real_size(make_model: Make) -> None:
     assert kv_bytes(found, 2048) == 44 * 2**20
 
 
+def test_quantised_caches_are_smaller() -> None:
+    found = MemoryShape(kv_bytes_per_token=2 * 64, state_bytes_per_slot=7)
+    assert kv_bytes(found, 256, 2, "q8_0") == 256 * 2 * 34 + 2 * 7
+    assert kv_bytes(found, 256, 2, "q4_0") == 256 * 2 * 18 + 2 * 7
+    assert predict(found, 256, 2, kv_type="q4_0").kv_bytes == 256 * 2 * 18 + 2 * 7
+    # A context for embeddings keeps nothing from one request to the next.
+    assert predict(found, 256, 2, whole_batch=True, kv_type="q4_0").kv_bytes == 256 * 128 + 2 * 7
+
+
 def test_nonsense_counts_as_nothing(make_model: Make) -> None:
     found = shape(make_model, llama__block_count="many", llama__attention__head_count_kv="all")
     assert found.kv_bytes_per_token == 0
