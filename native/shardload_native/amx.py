@@ -62,7 +62,7 @@ def amx_verdict() -> AmxVerdict:
 
 def extra_buffer_types(llama: Llama) -> list[str]:
     """The names of the buffer types that weights may be copied into."""
-    types = _extra_types(llama)
+    types = extra_types(llama)
     names: list[str] = []
     while types[len(names)] != llama.ffi.NULL:
         names.append(text(llama.ffi, llama.lib.ggml_backend_buft_name(types[len(names)])))
@@ -71,15 +71,15 @@ def extra_buffer_types(llama: Llama) -> list[str]:
 
 def drop_buffer_type(llama: Llama, name: str) -> None:
     """Take a type out of the list that llama.cpp chooses from, for the life of the process."""
-    types = _extra_types(llama)
+    types = extra_types(llama)
     names = extra_buffer_types(llama)
     kept = [types[at] for at, one in enumerate(names) if one != name]
     for at in range(len(names)):
         types[at] = kept[at] if at < len(kept) else llama.ffi.NULL
 
 
-def _extra_types(llama: Llama) -> Any:
-    """The CPU device's own NULL-ended array of extra buffer types."""
+def extra_types(llama: Llama) -> Any:
+    """The CPU device's own array of extra buffer types, ended by NULL."""
     ffi, lib = llama.ffi, llama.lib
     device = lib.ggml_backend_dev_by_type(CPU_DEVICE)
     getter = lib.ggml_backend_reg_get_proc_address(
@@ -163,7 +163,7 @@ def multiply(llama: Llama, buffer_type: str) -> list[float]:
     settings = ffi.new("struct ggml_init_params *", {"mem_size": room, "no_alloc": True})[0]
     weights_context, graph_context = lib.ggml_init(settings), lib.ggml_init(settings)
     weights = lib.ggml_new_tensor_2d(weights_context, GGML_TYPE_Q4_0, COLUMNS, ROWS)
-    weights_buffer = lib.ggml_backend_alloc_ctx_tensors_from_buft(weights_context, _extra_types(llama)[at])
+    weights_buffer = lib.ggml_backend_alloc_ctx_tensors_from_buft(weights_context, extra_types(llama)[at])
     # Each block: scale 1.0 in half precision, then 32 weights of 9 - 8 = 1.
     blocks = b"\x00\x3c" + b"\x99" * (Q4_0_BLOCK_WEIGHTS // 2)
     content = blocks * (COLUMNS * ROWS // Q4_0_BLOCK_WEIGHTS)
