@@ -1,0 +1,1 @@
+"""Shards: tensors that come and go together, and the store of their packed bytes."""
