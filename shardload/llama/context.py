@@ -12,6 +12,7 @@ import numpy as np
 from shardload.config import KvType
 from shardload.errors import DecodeFailed, LoadFailed
 from shardload.llama.batch import Batch
+from shardload.llama.cursor import Cursor
 from shardload.llama.handle import Handle
 from shardload.llama.sampler import Sampler
 
@@ -69,6 +70,7 @@ class Context(Handle):
         self.model, self.params = model, params
         self.vocab = model.vocab
         self.slots, self.n_vocab = params.slots, model.n_vocab
+        self._cursor: Cursor | None = None
         weights = model.retain()
         try:
             self._handle = self._create(weights)
@@ -135,7 +137,7 @@ class Context(Handle):
         rows = self._batch.fill(runs, every_row=self.params.embeddings)
         if len(rows) > self._max_rows:
             raise ValueError(f"{len(rows)} outputs wanted of a context that has room for {self._max_rows}")
-        with self.model.computing(sum(len(run.tokens) for run in runs)):
+        with self.model.computing(sum(len(run.tokens) for run in runs), self._cursor_if_streamed()):
             status = self._compute(context, self._batch.native)
         if status == 0:
             self._rows = rows
@@ -143,6 +145,18 @@ class Context(Handle):
         if status == NO_ROOM:
             return False
         raise DecodeFailed(status)
+
+    def _cursor_if_streamed(self) -> Cursor | None:
+        """What tells how far a step has come, for weights that are read while it computes."""
+        paged = self.model.paged
+        if paged is None or not paged.streams:
+            return None
+        if self._cursor is None:
+            try:
+                self._cursor = Cursor(self.pointer, self.model.llama)
+            except OSError as error:
+                logger.warning("steps of %s are not followed while they read: %s", self.model.path, error)
+        return self._cursor
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """The logits of an output row of the last decode: llama.cpp's memory, valid until the next."""
@@ -218,5 +232,7 @@ class Context(Handle):
 
     def _free(self, pointer: Any) -> None:
         self._rows = []
+        if self._cursor is not None:
+            self._cursor.close()
         self.model.llama.lib.llama_free(pointer)
         self.model.release()

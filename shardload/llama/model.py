@@ -10,19 +10,23 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from shardload import memory
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama.handle import Handle
 from shardload.llama.loading import Loading, Shelf
-from shardload.llama.placed import Layout, Layouts, PlacedTensor
+from shardload.llama.placed import Layouts, PlacedTensor
 from shardload.llama.tokenizer import shared_vocabularies
 from shardload.llama.vocab import Vocab
 from shardload.memory import Range
 from shardload_native.amx import avoid_traps
 from shardload_native.hooks import Mapping, keeping, lazy_mapping
 from shardload_native.library import Llama, load, text
+
+if TYPE_CHECKING:
+    from shardload.llama.cursor import Cursor
+    from shardload.llama.paged import PagedWeights
 
 logger = logging.getLogger("shardload.llama")
 
@@ -104,8 +108,8 @@ class Model(Handle):
         self._loading = loading
         self.tensors = tuple(loading.tensors)
         self.layouts = Layouts(self.tensors)
-        self.choose_layout: Callable[[int], Layout] = _packed_always
-        """Which order of bytes a step over so many tokens reads."""
+        self.paged: PagedWeights | None = None
+        """Whoever minds their pages, for as long as somebody does."""
         # Whether opening left all weights untouched in their files.
         self.lazily_mapped = bool(mappings) and not read and not self.private_tensors
         self._users_lock = threading.Lock()
@@ -141,9 +145,11 @@ class Model(Handle):
         """The tensors whose packed bytes are in this process's own memory."""
         return [placed for placed in self.tensors if placed.packing is not None and placed.packing.is_private]
 
-    def computing(self, tokens: int) -> AbstractContextManager[None]:
-        """Show the order of bytes that is right for a step over so many tokens, while the body computes."""
-        return self.layouts.computing(self.choose_layout(tokens))
+    def computing(self, tokens: int, cursor: Cursor | None = None) -> AbstractContextManager[None]:
+        """Mind the pages of the weights, and the order that so many tokens want, while the body computes."""
+        if self.paged is not None:
+            return self.paged.step(tokens, cursor)
+        return self.layouts.computing("packed")
 
     def ranges(self) -> list[Range]:
         """Where the weights are mapped, in both orders; empty where that is not known."""
@@ -212,10 +218,6 @@ class Model(Handle):
 
     def _free(self, pointer: Any) -> None:
         self.release()
-
-
-def _packed_always(_tokens: int) -> Layout:
-    return "packed"
 
 
 def _load(
