@@ -16,6 +16,7 @@ from shardload.config import Config
 from shardload.engine.request import Finish, Timings, Usage
 from shardload.errors import ModelNotFound
 from shardload.library.entry import ModelEntry
+from shardload.library.opener import ShardResidency
 from shardload.requests import EmbeddingRequest
 
 
@@ -73,6 +74,18 @@ class FakeStatus:
     opens: int = 2
     evictions: int = 1
     error: str | None = None
+    warm_share: float | None = 0.5
+    resident_limit_bytes: int | None = None
+    shared_bytes: int = 1024
+    packed_bytes: int = 1536
+    second_bytes: int = 128
+    page_ins: int = 4096
+    page_outs: int = 2048
+    waited_seconds: float = 0.25
+    shards: tuple[ShardResidency, ...] = (
+        ShardResidency("embeddings", 1000, 500, 0),
+        ShardResidency("block 0", 3096, 1548, 128, ("grace",)),
+    )
 
 
 @dataclass

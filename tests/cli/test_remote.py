@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import Result
 
-from shardload_server.cli.remote import leaving
+from shardload_server.cli.remote import leaving, state_line
 
 if TYPE_CHECKING:
     from conftest import FakeServer
@@ -49,15 +49,46 @@ def test_list_as_json(invoke: Invoke, fake_server: FakeServer) -> None:
 
 
 def test_ps_shows_what_is_not_closed(invoke: Invoke, fake_server: FakeServer) -> None:
-    busy = model("busy", state="open", leases=2, resident_bytes=2**19, private_bytes=2**21)
+    busy = model("busy", state="open", leases=2, warm_share=0.5, resident_bytes=2**19, private_bytes=2**21)
     broken = model("broken", state="failed", error="it is no model")
     fake_server.answer("/models", {"models": [model("away"), busy, broken]})
     result = invoke("ps", "--url", fake_server.url)
     assert "away" not in result.stdout
     assert "512.0 KiB of 1.0 MiB" in result.stdout
     assert "2.0 MiB" in result.stdout
+    assert "busy open, 50 % warm" in " ".join(result.stdout.split())
     assert "broken: it is no model" in result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_ps_shows_where_the_bytes_are(invoke: Invoke, fake_server: FakeServer) -> None:
+    bytes_of = {"shared_bytes": 2**20, "packed_bytes": 2**21, "private_bytes": 2**22}
+    moved = {"page_in_bytes": 2**23, "page_out_bytes": 2**24, "page_wait_seconds": 1.25}
+    streaming = model("big", state="streaming", resident_limit_bytes=2**19, **bytes_of, **moved)
+    fake_server.answer("/models", {"models": [streaming]})
+    lines = invoke("ps", "--url", fake_server.url).stdout.splitlines()
+    assert lines[-3].split("  ")[-1].strip() == "waited"
+    cells = ["1.0", "MiB", "2.0", "MiB", "4.0", "MiB", "8.0", "MiB", "16.0", "MiB", "1.2", "s"]
+    assert lines[-1].split() == ["big", *cells]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("state", "share", "words"),
+    [
+        ("open", 1.0, "open, 100 % warm"),
+        ("open", 0.999, "open, 99 % warm"),
+        ("parked", 0.001, "parked, 1 % warm"),
+        ("streaming", 0.4, "streaming, 40 % warm"),
+        ("closed", 0.0, "closed"),
+        ("closed", 0.5, "closed, 50 % warm"),
+        ("open", None, "open"),
+        ("opening", 0.5, "opening"),
+        ("failed", 0.5, "failed"),
+    ],
+)
+def test_state_line(state: str, share: float | None, words: str) -> None:
+    assert state_line(model("one", state=state, warm_share=share)) == words
 
 
 def test_ps_of_an_idle_server(invoke: Invoke, fake_server: FakeServer) -> None:
@@ -84,7 +115,8 @@ def test_names_are_shown_in_full(invoke: Invoke, fake_server: FakeServer) -> Non
     fake_server.answer("/models", {"models": [model(name, state="open", leases=4, queued=3)]})
     for command in ("list", "ps"):
         lines = invoke(command, "--url", fake_server.url).stdout.splitlines()
-        assert "".join(line.split("   ")[0].strip() for line in lines[2:]) == name
+        table = lines[2 : lines.index("") if "" in lines else None]
+        assert "".join(line.split("   ")[0].strip() for line in table) == name
         assert max(map(len, lines)) <= 80
     assert "4, 3 wait" in "\n".join(lines)
 

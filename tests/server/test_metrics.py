@@ -33,6 +33,25 @@ async def test_what_is_counted(serve):
     assert found["shardload_model_opens_total", "grace"] == 2
     assert found["shardload_model_evictions_total", "grace"] == 1
     assert found["shardload_model_queued", "grace"] == 0
+    assert found["shardload_model_warm_ratio", "grace"] == 0.5
+    assert found["shardload_model_shared_bytes", "grace"] == 1024
+    assert found["shardload_model_packed_bytes", "grace"] == 1536
+    assert found["shardload_model_second_layout_bytes", "grace"] == 128
+    assert found["shardload_model_page_in_bytes_total", "grace"] == 4096
+    assert found["shardload_model_page_out_bytes_total", "grace"] == 2048
+    assert found["shardload_model_page_wait_seconds_total", "grace"] == 0.25
+    assert found["shardload_model_state", "grace", "open"] == 1
+    assert found["shardload_model_state", "grace", "parked"] == 0
+    assert ("shardload_model_resident_limit_bytes", "grace") not in found
+
+
+async def test_types_are_what_they_count(serve):
+    async with serve() as served:
+        response = await served.client.get("/metrics")
+    types = {family.name: family.type for family in text_string_to_metric_families(response.text)}
+    assert types["shardload_model_page_in_bytes"] == "counter"
+    assert types["shardload_model_page_wait_seconds"] == "counter"
+    assert types["shardload_model_warm_ratio"] == types["shardload_model_state"] == "gauge"
 
 
 async def test_each_application_counts_for_itself(serve):

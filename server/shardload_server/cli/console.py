@@ -88,6 +88,12 @@ def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
     return made
 
 
+def percent(share: float) -> str:
+    """A share in whole percent; 0 and 100 stand for none and all alone."""
+    rounded = round(100 * share)
+    return f"{min(max(rounded, 1 if share > 0 else 0), 99 if share < 1 else 100)} %"
+
+
 def print_json(value: object) -> None:
     """Print a value as indented JSON, ready for a pipe."""
     import msgspec

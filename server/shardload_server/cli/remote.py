@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from shardload_server.cli import console
 
 if TYPE_CHECKING:
     import httpx
+    from rich.table import Table
 
 LOAD_TIMEOUT_SECONDS = 600.0
 MODELS_PATH = "/models"
@@ -82,7 +83,7 @@ def list_models(server: Server, *, as_json: bool) -> None:
         purpose = ", ".join(sorted(model.get("capabilities", ())))
         made.add_row(
             name_line(model),
-            model["state"],
+            state_line(model),
             format_bytes(model["size_bytes"]),
             str(model["ctx_tokens"]),
             purpose,
@@ -106,21 +107,45 @@ def show_open(server: Server, *, as_json: bool) -> None:
     if not models:
         out.print("no model is open")
         return
-    columns = ("model", "state", "in memory", "private", "requests", "leaves")
-    made = console.table(*columns, numbers=columns[2:5])
-    for model in models:
-        made.add_row(
-            model["name"],
-            model["state"],
-            f"{format_bytes(model['resident_bytes'] or 0)} of {format_bytes(model['size_bytes'])}",
-            format_bytes(model["private_bytes"]),
-            requests(model),
-            leaving(model),
-        )
-    out.print(made)
+    out.print(_use_table(models))
+    out.print()
+    out.print(_memory_table(models))
     for model in models:
         if model.get("error"):
             console.complain(f"{model['name']}: {model['error']}")
+
+
+def _use_table(models: Sequence[dict[str, Any]]) -> Table:
+    made = console.table(
+        "model", "state", "in memory", "requests", "leaves", numbers=("in memory", "requests")
+    )
+    for model in models:
+        made.add_row(
+            model["name"],
+            state_line(model),
+            f"{format_bytes(model['resident_bytes'] or 0)} of {format_bytes(model['size_bytes'])}",
+            requests(model),
+            leaving(model),
+        )
+    return made
+
+
+def _memory_table(models: Sequence[dict[str, Any]]) -> Table:
+    columns = ("model", "shared", "packed", "private", "read in", "sent out", "waited")
+    made = console.table(*columns, numbers=columns[1:])
+    keys = ("shared_bytes", "packed_bytes", "private_bytes", "page_in_bytes", "page_out_bytes")
+    for model in models:
+        cells = [format_bytes(model.get(key) or 0) for key in keys]
+        made.add_row(model["name"], *cells, f"{model.get('page_wait_seconds') or 0:.1f} s")
+    return made
+
+
+def state_line(model: dict[str, Any]) -> str:
+    """A model's state, with what part of its weights is in memory."""
+    share = model.get("warm_share")
+    if share is None or model["state"] in ("opening", "failed") or (model["state"] == "closed" and not share):
+        return str(model["state"])
+    return f"{model['state']}, {console.percent(share)} warm"
 
 
 def requests(model: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _VALUES: Mapping[str, str] = {
     "open": "loaded",
+    "streaming": "loaded",
+    "parked": "loaded",
     "opening": "loading",
     "closed": "unloaded",
     "failed": "unloaded",

@@ -113,6 +113,11 @@ def _state(entry: ModelEntry, status: ModelStatus) -> dict[str, Any]:
         "parameter_count": entry.parameter_count,
         "size_bytes": status.size_bytes,
         "resident_bytes": status.resident_bytes,
+        "warm_share": status.warm_share,
+        "resident_limit_bytes": status.resident_limit_bytes,
+        "shared_bytes": status.shared_bytes,
+        "packed_bytes": status.packed_bytes,
+        "second_layout_bytes": status.second_bytes,
         "private_bytes": status.private_bytes,
         "kv_bytes": status.kv_bytes,
         "ctx_tokens": status.ctx_tokens,
@@ -123,6 +128,9 @@ def _state(entry: ModelEntry, status: ModelStatus) -> dict[str, Any]:
         "expires_in_seconds": status.expires_in_seconds,
         "opens": status.opens,
         "evictions": status.evictions,
+        "page_in_bytes": status.page_ins,
+        "page_out_bytes": status.page_outs,
+        "page_wait_seconds": status.waited_seconds,
         "error": status.error,
     }
 
