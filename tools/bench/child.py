@@ -2,6 +2,8 @@
 
 child.py open MODEL      seconds of our open, and bytes of the file that this process has touched after it
 child.py stock MODEL     seconds of llama.cpp's own load, with its defaults
+child.py packed MODEL    seconds until the library has the model open, with a context, from the packed store
+child.py repacked MODEL  seconds of llama.cpp's own load with repacking, and of a context as large
 child.py vocabulary MODEL    private bytes that a vocabulary costs
 child.py header MODEL    seconds in which we know a file by its header, and bytes beyond it that were read
 child.py reader MODEL    seconds of the gguf package's reader for the same file
@@ -15,6 +17,8 @@ import time
 from pathlib import Path
 
 import psutil
+
+CTX_TOKENS = 2048
 
 
 def open_ours(model: Path) -> dict[str, float]:
@@ -46,6 +50,42 @@ def open_stock(model: Path) -> dict[str, float]:
     seconds = time.perf_counter() - started
     assert pointer
     llama_cpp.llama_model_free(pointer)
+    return {"seconds": seconds}
+
+
+def open_packed(model: Path) -> dict[str, float]:
+    """Time an open through the library; what a process does once is done before, with another model."""
+    import shardload
+
+    tiny = model.with_name("tiny.gguf")
+    with shardload.Manager([model, tiny], ctx=CTX_TOKENS, slots=1) as manager:
+        manager.generate(tiny.stem, "a", max_tokens=1)
+        started = time.perf_counter()
+        manager.load(model.stem)
+        seconds = time.perf_counter() - started
+        assert manager.generate(model.stem, "a", max_tokens=1).usage.completion_tokens == 1
+    return {"seconds": seconds}
+
+
+def open_repacked(model: Path) -> dict[str, float]:
+    """Time llama.cpp's load and a context, as any user of its API makes them."""
+    import llama_cpp
+
+    from shardload_native.amx import avoid_traps
+    from shardload_native.library import load
+
+    avoid_traps(load())
+    silent = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(silent, None)
+    started = time.perf_counter()
+    weights = llama_cpp.llama_model_load_from_file(
+        str(model).encode(), llama_cpp.llama_model_default_params()
+    )
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx = CTX_TOKENS
+    context = llama_cpp.llama_init_from_model(weights, settings)
+    seconds = time.perf_counter() - started
+    assert context
     return {"seconds": seconds}
 
 
@@ -102,6 +142,8 @@ if __name__ == "__main__":
     work = {
         "open": open_ours,
         "stock": open_stock,
+        "packed": open_packed,
+        "repacked": open_repacked,
         "vocabulary": vocabulary,
         "header": header,
         "reader": reader,

@@ -24,9 +24,11 @@ SLOTS = 8
 def private_memory(setting: Setting) -> Iterator[Row]:
     """Anonymous memory per further open model, without its KV cache and vocabulary."""
     models = setting.only("a", "b", "c")
-    vocabulary = child("vocabulary", str(setting.models["a"]))["private_bytes"]
+    vocabulary = child("vocabulary", str(setting.models.plain()))["private_bytes"]
     added: list[float] = []
-    with shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as target:
+    with shardload(
+        models, cache=setting.cache, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS
+    ) as target:
         one(Ask(target.urls["a"], target.names["a"], prompt(0), 4))
         before = private_bytes(target.pid)
         for name in ("b", "c"):
@@ -60,14 +62,16 @@ def kv_bytes(target: Target, name: str) -> int:
 
 def python_time(setting: Setting) -> Iterator[Row]:
     """Processor time of the whole process without what llama.cpp spends, with a model of one thin layer."""
-    models = {"a": setting.tiny_model}
+    models = {"a": setting.models.tiny()}
     tokens = setting.tokens * 4
     spent: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         meter = Path(folder) / "meter"
         meter.write_bytes(bytes(8))
         command = (str(Path(__file__).with_name("counted.py")), str(meter))
-        with shardload(models, threads=1, slots=SLOTS, ctx_tokens=4096, command=command) as target:
+        with shardload(
+            models, cache=setting.cache, threads=1, slots=SLOTS, ctx_tokens=4096, command=command
+        ) as target:
             for turn in range(setting.repeats + 1):
                 asks = [
                     Ask(target.urls["a"], target.names["a"], prompt(turn * SLOTS + index), tokens)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from tools.bench.models import DEFAULT_KIND, Models
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How thoroughly to measure, and with which models: ``a``, ``b``, ``c`` of one size, and a tiny one."""
+    """How thoroughly to measure, with which models, and where what our servers keep is kept meanwhile."""
 
     threads: int
     repeats: int
     tokens: int
-    models: Mapping[str, Path]
-    tiny_model: Path
+    models: Models
+    cache: Path
+    quick: bool = False
 
-    def only(self, *names: str) -> dict[str, Path]:
-        """Some of the models."""
-        return {name: self.models[name] for name in names}
+    def only(self, *letters: str, kind: str = DEFAULT_KIND) -> dict[str, Path]:
+        """Some of the models of a type."""
+        return {letter: self.models.plain(kind, letter) for letter in letters}
 
 
 @dataclass(frozen=True, slots=True)

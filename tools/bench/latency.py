@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import Any
 
 from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.load import Ask, one, prompt
-from tools.bench.processes import ROOT, NotMeasurable, shardload
+from tools.bench.pages import bring
+from tools.bench.processes import ROOT, NotMeasurable, kept_in, shardload
 from tools.make_model import Size, write_hollow_model
 
 CTX_TOKENS = 2048
@@ -23,7 +25,9 @@ TEN_GIGABYTES = Size(dim=4096, layers=40, heads=32, kv_heads=8, ff=14336, vocabu
 def switching(setting: Setting) -> Iterator[Row]:
     """Seconds to the first token when every request goes to another open model, against always the same."""
     models = setting.only("a", "b", "c")
-    with shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as target:
+    with shardload(
+        models, cache=setting.cache, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS
+    ) as target:
 
         def seconds(names: list[str], turn: int) -> float:
             taken = []
@@ -31,7 +35,7 @@ def switching(setting: Setting) -> Iterator[Row]:
                 name = names[index % len(names)]
                 seed = (turn * ASKS_PER_TURN + index) * 4 + len(names)
                 answer = one(Ask(target.urls[name], target.names[name], prompt(seed), 2))
-                taken.append(answer.first - answer.asked)
+                taken.append(answer.first_seconds)
             return median(taken)
 
         for name in models:
@@ -51,10 +55,8 @@ def switching(setting: Setting) -> Iterator[Row]:
 
 def opening(setting: Setting) -> Iterator[Row]:
     """Opening a model whose pages are warm, against llama.cpp's own load."""
-    model = setting.models["a"]
-    with model.open("rb") as file:
-        while file.read(1 << 24):
-            pass
+    model = setting.models.plain()
+    bring([model])
     touched: list[int] = []
 
     def ours(_turn: int) -> float:
@@ -76,7 +78,7 @@ def opening(setting: Setting) -> Iterator[Row]:
 
 def header(setting: Setting) -> Iterator[Row]:
     """Knowing a file of 10 GB by its header, which lists a vocabulary of 128,000 tokens."""
-    model = setting.tiny_model.with_name("header.gguf")
+    model = setting.models.folder / "header.gguf"
     if not model.exists():
         write_hollow_model(model, TEN_GIGABYTES)
     beyond: list[int] = []
@@ -101,10 +103,13 @@ def header(setting: Setting) -> Iterator[Row]:
     )
 
 
-def child(*arguments: str) -> dict[str, Any]:
+def child(*arguments: str, cache: Path | None = None) -> dict[str, Any]:
     """Measure in a process of its own, whose memory nothing else has used."""
     script = Path(__file__).with_name("child.py")
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT)
+    environment = {**os.environ, **(kept_in(cache) if cache else {})}
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
     if done.returncode != 0:
         raise NotMeasurable(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['died'])[-1]}")
     result: dict[str, Any] = json.loads(done.stdout)

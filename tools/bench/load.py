@@ -13,16 +13,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 COUNTED = re.compile(rb'"completion_tokens":\s*(\d+)')
+FIRST_WORD, LAST_WORD = 300, 600
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One completion to ask for: the answer has exactly ``tokens`` tokens."""
+    """One completion to ask for: the answer has exactly ``tokens`` tokens. A prompt is text or tokens."""
 
     url: str
     model: str
-    prompt: str
+    prompt: str | list[int]
     tokens: int
 
 
@@ -34,6 +35,11 @@ class Timed:
     first: float
     last: float
     tokens: int
+
+    @property
+    def first_seconds(self) -> float:
+        """From the question to the first token."""
+        return self.first - self.asked
 
     @property
     def decode_rate(self) -> float:
@@ -48,6 +54,12 @@ def prompt(seed: int, words: int = 12) -> str:
         "".join(source.choice("bdfgklmnprstvz") + source.choice("aeiou") for _ in range(3))
         for _ in range(words)
     )
+
+
+def token_prompt(seed: int, count: int) -> list[int]:
+    """Exactly so many tokens that no other seed begins with, of any of the made vocabularies."""
+    source = random.Random(seed)
+    return [source.randrange(FIRST_WORD, LAST_WORD) for _ in range(count)]
 
 
 def together(asks: Sequence[Ask]) -> list[Timed]:

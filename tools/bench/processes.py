@@ -17,11 +17,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.bench.cgroups import Limit
+
 ROOT = Path(__file__).resolve().parents[2]
 PEER_PYTHON = ROOT / ".venv" / "peers" / "bin" / "python"
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
+POLL_SECONDS = 0.02
 SPARE_BYTES = 2**30
+COMMAND = ("-m", "shardload_server.cli")
 
 
 class NotMeasurable(Exception):
@@ -44,6 +48,7 @@ class PeerSettings:
     label: str
     threads: int | None = None
     poll: int | None = None
+    plain_buffers: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -61,21 +66,59 @@ def shardload(
     threads: int,
     slots: int,
     ctx_tokens: int,
-    command: Sequence[str] = ("-m", "shardload_server.cli"),
+    cache: Path,
+    budget: str | None = "64GiB",
+    settings: str = "",
+    limit: Limit | None = None,
+    command: Sequence[str] = COMMAND,
 ) -> Iterator[Target]:
-    """One shardload server with all models; each is asked for by its file's name."""
+    """One shardload server with all models; each is asked for by its file's name.
+
+    What it keeps for later is in ``cache``. ``budget`` of None leaves it to the server; ``settings`` is more
+    of its configuration file.
+    """
     port = free_port()
     words = [sys.executable, *command, "serve", *map(str, models.values()), "--port", str(port)]
     words += ["--threads", str(threads), "--parallel", str(slots), "--ctx", str(ctx_tokens)]
-    words += ["--budget", "64GiB"]
+    words += ["--budget", budget] if budget else []
+    if settings:
+        config = cache / f"{port}.toml"
+        config.write_text(settings)
+        words += ["--config", str(config)]
     url = f"http://127.0.0.1:{port}"
-    with process(words, url + "/health") as pid:
+    with process(words, url + "/health", kept_in(cache), limit) as pid:
         yield Target(dict.fromkeys(models, url), {name: path.stem for name, path in models.items()}, pid)
+
+
+def kept_in(cache: Path) -> dict[str, str]:
+    """The environment in which our processes keep what they keep for later in that folder."""
+    return {"XDG_CACHE_HOME": str(cache)}
+
+
+def pack(cache: Path, *models: Path) -> list[Path]:
+    """Fill the packed store with models; gives the files that the store has now."""
+    words = [sys.executable, *COMMAND, "pack", *map(str, models)]
+    environment = {**os.environ, **kept_in(cache)}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    if done.returncode != 0:
+        reason = ((done.stderr or done.stdout).strip().splitlines() or ["died"])[-1]
+        raise NotMeasurable(f"nothing can be packed: {reason}")
+    return stored(cache)
+
+
+def stored(cache: Path) -> list[Path]:
+    """The files of the packed store."""
+    return [path for path in (cache / "shardload" / "store").rglob("*") if path.is_file()]
 
 
 @contextmanager
 def peers(
-    models: Mapping[str, Path], settings: PeerSettings, *, slots: int, ctx_tokens: int
+    models: Mapping[str, Path],
+    settings: PeerSettings,
+    *,
+    slots: int,
+    ctx_tokens: int,
+    limit: Limit | None = None,
 ) -> Iterator[Target]:
     """One xllamacpp process per model, each with a copy of the file that is its own."""
     if not PEER_PYTHON.exists():
@@ -91,8 +134,9 @@ def peers(
             command += ["--threads", str(settings.threads)] if settings.threads is not None else []
             command += ["--poll", str(settings.poll)] if settings.poll is not None else []
             # Some virtual machines advertise AMX and trap on it; Q8_0 has no other repacked form.
-            command += ["--plain-buffers"] if _cpu_claims_amx() else []
-            pid = stack.enter_context(process(command, urls[name] + "/health", settings.environment))
+            command += ["--plain-buffers"] if settings.plain_buffers or cpu_claims_amx() else []
+            running = process(command, urls[name] + "/health", settings.environment, limit)
+            pid = stack.enter_context(running)
         yield Target(urls, dict.fromkeys(models, "model"), pid)
 
 
@@ -113,7 +157,8 @@ def peer_copy(model: Path) -> Path:
     return copy
 
 
-def _cpu_claims_amx() -> bool:
+def cpu_claims_amx() -> bool:
+    """Whether the processor says that it has AMX."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "amx_int8" in cpuinfo.read_text()
 
@@ -152,12 +197,16 @@ def _nginx_config(urls: Mapping[str, str], port: int, folder: str) -> str:
 
 @contextmanager
 def process(
-    command: Sequence[str], health_url: str, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    health_url: str,
+    environment: Mapping[str, str] | None = None,
+    limit: Limit | None = None,
 ) -> Iterator[int]:
     """Run a command until the block ends; raises NotMeasurable if it dies before it answers."""
     with tempfile.TemporaryFile() as log:
+        words = limit.command(command) if limit else command
         running = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **(environment or {})}
+            words, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **(environment or {})}
         )
         try:
             _await_answer(running, health_url, command)
@@ -185,5 +234,5 @@ def _await_answer(running: subprocess.Popen[bytes], url: str, command: Sequence[
             with urllib.request.urlopen(url, timeout=5):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
+            time.sleep(POLL_SECONDS)
     raise NotMeasurable(f"{Path(command[0]).name} did not answer in {START_SECONDS:.0f} s")

@@ -3,8 +3,8 @@
     tools/bench/run [--quick] [--only NAME]... [--list]
 
 Ratios are of pairs measured back to back; figures are medians with [least, most]. Models are made on first
-use under bench-models/ (three of 1.1B parameters, 3.5 GB, and copies of two that only the peers read);
-every run is kept under bench-results/.
+use under bench-models/ (1.1B parameters, of three types, with fine-tunes, and copies of some that only the
+peers read: 15 GB); every run is kept under bench-results/.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -22,10 +23,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench import cost, latency, speed
+from tools.bench import beyond, cold, cost, idle, latency, packed, parking, sharing, speed, turns
 from tools.bench.figures import Row, Setting
+from tools.bench.models import Models
 from tools.bench.processes import ROOT, NotMeasurable
-from tools.make_model import Size, write_model
+from tools.make_model import Size
 
 ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "single": speed.single_stream,
@@ -37,10 +39,21 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "header": latency.header,
     "memory": cost.private_memory,
     "python": cost.python_time,
+    "packed-decode": packed.decode,
+    "packed-prefill": packed.prefill,
+    "packed-against-mapped": packed.against_mapped,
+    "packed-opening": packed.opening,
+    "packed-memory": packed.memory,
+    "turns": turns.with_room,
+    "turns-in-little-room": turns.with_little_room,
+    "cold": cold.first_token,
+    "beyond-memory": beyond.memory,
+    "sharing": sharing.page_cache,
+    "idle": idle.private_memory,
+    "returning": parking.returning,
 }
 TABLE_COLUMNS = 120
 QUICK_SIZE = Size(dim=256, layers=2, heads=8, kv_heads=2, ff=512)
-TINY_SIZE = Size(dim=64, layers=1, heads=2, kv_heads=1, ff=128)
 
 
 def main() -> None:
@@ -56,34 +69,38 @@ def main() -> None:
         print("\n".join(ROWS))
         return
     threads = given.threads or psutil.cpu_count(logical=False) or 1
-    setting = prepare(given.quick, threads, given.repeats)
+    folder = ROOT / "bench-models"
+    folder.mkdir(exist_ok=True)
+    # Beside the models: what is packed belongs on the same disk.
+    with tempfile.TemporaryDirectory(prefix="cache-", dir=folder) as cache:
+        setting = Setting(
+            threads,
+            given.repeats or (1 if given.quick else 5),
+            16 if given.quick else 64,
+            Models(folder, "quick", QUICK_SIZE, Size())
+            if given.quick
+            else Models(folder, "1b", Size(), Size()),
+            Path(cache),
+            given.quick,
+        )
+        measure(setting, given.only or list(ROWS))
+
+
+def measure(setting: Setting, names: list[str]) -> None:
+    """Measure these rows, print them and keep them."""
     rows: list[Row] = []
     refused: dict[str, str] = {}
     console = Console(width=max(TABLE_COLUMNS, Console().width))
-    for name in given.only or ROWS:
+    for name in names:
         started = time.monotonic()
         try:
             rows += ROWS[name](setting)
         except NotMeasurable as error:
             refused[name] = str(error)
         console.print(f"{name}: {time.monotonic() - started:.0f} s", style="dim")
-    report(console, rows, refused, machine(threads))
-    save(rows, refused, machine(threads), quick=given.quick)
-
-
-def prepare(quick: bool, threads: int, repeats: int | None) -> Setting:
-    """Make the models that are not there yet."""
-    folder = ROOT / "bench-models"
-    folder.mkdir(exist_ok=True)
-    kind, size = ("quick", QUICK_SIZE) if quick else ("1b", Size())
-    models = {name: folder / f"{kind}-{name}.gguf" for name in "abc"}
-    for seed, path in enumerate(models.values(), 1):
-        if not path.exists():
-            write_model(path, size, seed=seed)
-    tiny = folder / "tiny.gguf"
-    if not tiny.exists():
-        write_model(tiny, TINY_SIZE, kind="F32")
-    return Setting(threads, repeats or (1 if quick else 5), 16 if quick else 64, models, tiny)
+    where = machine(setting.threads)
+    report(console, rows, refused, where)
+    save(rows, refused, where, quick=setting.quick)
 
 
 def machine(threads: int) -> str:

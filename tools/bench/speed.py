@@ -55,7 +55,9 @@ def _against_a_peer(
     models = setting.only("a")
     same = PeerSettings("same threads", threads=setting.threads)
     with (
-        shardload(models, threads=setting.threads, slots=slots, ctx_tokens=CTX_TOKENS) as ours,
+        shardload(
+            models, cache=setting.cache, threads=setting.threads, slots=slots, ctx_tokens=CTX_TOKENS
+        ) as ours,
         peers(models, same, slots=slots, ctx_tokens=CTX_TOKENS) as theirs,
     ):
         return paired(setting.repeats, lambda turn: rate(ours, turn), lambda turn: rate(theirs, turn))
@@ -64,7 +66,9 @@ def _against_a_peer(
 def two_models(setting: Setting) -> Iterator[Row]:
     """Two models at once against each alone, all on our side."""
     models = setting.only("a", "b")
-    with shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as target:
+    with shardload(
+        models, cache=setting.cache, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS
+    ) as target:
 
         def alone(turn: int) -> float:
             rates = [total_rate([one(_ask(target, name, turn, setting.tokens))]) for name in models]
@@ -93,7 +97,9 @@ def two_processes(setting: Setting) -> Iterator[Row]:
     ]
     models = setting.only("a", "b")
     measured: list[tuple[PeerSettings, list[float], list[float]]] = []
-    with shardload(models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS) as ours:
+    with shardload(
+        models, cache=setting.cache, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS
+    ) as ours:
         for settings in candidates:
             with (
                 peers(models, settings, slots=1, ctx_tokens=CTX_TOKENS) as apart,
