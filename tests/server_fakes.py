@@ -111,9 +111,17 @@ class FakeManager:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     failure: Exception | None = None
     pinned: set[str] = field(default_factory=set)
+    measured: int = 0
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def status(self) -> list[FakeStatus]:
-        return [FakeStatus(name, pinned=name in self.pinned) for name in self.catalog.names()]
+        return [
+            FakeStatus(name, pinned=name in self.pinned, **self.changes.get(name, {}))
+            for name in self.catalog.names()
+        ]
+
+    async def measure(self) -> None:
+        self.measured += 1
 
     async def load(
         self, name: str, *, pin: bool | None = None, keep_alive_seconds: float | None = None
