@@ -161,6 +161,8 @@ class Lane:
         self._posters: dict[asyncio.AbstractEventLoop, Poster] = {}
         self._virtual_now = 0.0
         self._step = 0
+        self.is_busy = False
+        """Whether steps follow each other now; to be read on any thread."""
         self._second: ThreadPoolExecutor | None = None
         self._stopping = False
         self._ended = False
@@ -247,6 +249,7 @@ class Lane:
         while not inbox.empty():
             self._do(*inbox.get())
         ready = [workload for workload in self._workloads if self._prepare(workload)]
+        self.is_busy = bool(ready)
         if ready and not self._stopping:
             self._compute(ready)
         self._deliver()
