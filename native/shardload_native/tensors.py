@@ -82,6 +82,11 @@ class Tensor:
         return text(self._access.ffi, self._access.lib.ggml_type_name(self.native.type))
 
     @property
+    def type_code(self) -> int:
+        """As files have it."""
+        return int(self.native.type)
+
+    @property
     def ne(self) -> tuple[int, ...]:
         """Elements per dimension, the contiguous one first."""
         return tuple(self.native.ne)

@@ -10,27 +10,19 @@ from typing import Protocol
 from shardload import memory
 from shardload.llama.placed import Packing, PlacedTensor
 from shardload.memory import MappedFile, Range
+from shardload.shards.places import FilePlace
 from shardload_native.tensors import Tensor
 
 logger = logging.getLogger("shardload.llama")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Some bytes of a file."""
-
-    path: Path
-    offset: int
-    nbytes: int
-
-
 class Shelf(Protocol):
     """Knows where the tensors of one model file can be had; asked on the loading thread."""
 
-    def packed(self, tensor: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> Place | None:
+    def packed(self, tensor: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> FilePlace | None:
         """Where its packed bytes are stored; None where they are not."""
 
-    def lent(self, tensor: str) -> Place | None:
+    def lent(self, tensor: str) -> FilePlace | None:
         """Where another file has the same bytes, to be shared with its models; None to use the own ones."""
 
     def distrust(self) -> None:
@@ -61,7 +53,7 @@ class Loading:
         place = self._lent(tensor.name, nbytes) or Range(data, nbytes)
         if place.address != data:
             tensor.data = place.address
-        self.tensors.append(PlacedTensor(tensor, tensor.name, tensor.type_name, tensor.ne, place))
+        self.tensors.append(_placed(tensor, place))
 
     def copying(self, tensor: Tensor, source: int) -> bool:
         """Note a tensor that llama.cpp packs, and bring its packed bytes if there are any."""
@@ -70,7 +62,7 @@ class Loading:
         private = Range(data, tensor.copied_bytes)
         packing = Packing(tensor.buffer_type, private, private, buffer, extra)
         file = self._lent(name, nbytes) or Range(source, nbytes)
-        placed = PlacedTensor(tensor, name, tensor.type_name, tensor.ne, file, packing)
+        placed = _placed(tensor, file, packing)
         self.tensors.append(placed)
         packing.place = self._packed(placed, packing) or private
         tensor.data = packing.place.address
@@ -108,7 +100,7 @@ class Loading:
         place = self.shelf.packed(placed.name, placed.type_name, placed.ne, packing.buffer_type)
         return self._map(place) if place is not None and place.nbytes == packing.private.length else None
 
-    def _map(self, place: Place) -> Range | None:
+    def _map(self, place: FilePlace) -> Range | None:
         file = self._addresses.get(place.path)
         if file is None:
             try:
@@ -121,6 +113,10 @@ class Loading:
         if place.offset + place.nbytes > file.length:
             return None
         return Range(file.address + place.offset, place.nbytes)
+
+
+def _placed(tensor: Tensor, file: Range, packing: Packing | None = None) -> PlacedTensor:
+    return PlacedTensor(tensor, tensor.name, tensor.type_name, tensor.type_code, tensor.ne, file, packing)
 
 
 def _is_what_llama_packs(placed: PlacedTensor, packing: Packing) -> bool:

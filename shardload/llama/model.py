@@ -19,7 +19,7 @@ from shardload.llama.loading import Loading, Shelf
 from shardload.llama.placed import Layouts, PlacedTensor
 from shardload.llama.tokenizer import shared_vocabularies
 from shardload.llama.vocab import Vocab
-from shardload.memory import Range
+from shardload.memory import MappedFile, Range
 from shardload_native.amx import avoid_traps
 from shardload_native.hooks import Mapping, keeping, lazy_mapping
 from shardload_native.library import Llama, load, text
@@ -150,6 +150,10 @@ class Model(Handle):
         if self.paged is not None:
             return self.paged.step(tokens, cursor)
         return self.layouts.computing("packed")
+
+    def keep_mapped(self, file: MappedFile) -> None:
+        """Take over a mapping that tensors are moved to; it lasts as long as the weights."""
+        self._loading.files.append(file)
 
     def ranges(self) -> list[Range]:
         """Where the weights are mapped, in both orders; empty where that is not known."""

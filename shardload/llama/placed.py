@@ -40,6 +40,7 @@ class PlacedTensor:
     tensor: Tensor
     name: str
     type_name: str
+    type_code: int
     ne: tuple[int, ...]
     file: Range
     packing: Packing | None = None
@@ -88,11 +89,13 @@ class Layouts:
         finally:
             with self._lock:
                 self._steps -= 1
+                if not self._steps:
+                    self._move()
 
     def move(self, places: Sequence[tuple[PlacedTensor, Range]]) -> threading.Event:
         """Have the packed bytes of some tensors read from elsewhere; the event tells when that is so.
 
-        It is so at once unless a step is being computed, and at the next one otherwise.
+        It is so at once unless a step is being computed, and when that ends otherwise.
         """
         done = threading.Event()
         with self._lock:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from shardload.memory import Range
 from shardload.shards.shard import Piece, Shard
 
 PADDING_BYTES = 64
 """What files have between two tensors at most, in most files."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlace:
+    """Some bytes of a file."""
+
+    path: Path
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
