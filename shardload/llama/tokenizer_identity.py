@@ -9,7 +9,7 @@ from shardload.gguf import GGUFFile, MetadataArray
 
 PREFIX = "tokenizer."
 # llama.cpp never looks at these when it tokenizes, and fine-tunes of one model differ in them.
-NOT_TOKENIZING = ("tokenizer.chat_template", "tokenizer.chat_templates")
+NOT_TOKENIZING = "tokenizer.chat_template"
 WITHOUT_VOCABULARY = frozenset({"none", "no_vocab"})
 # Names by which llama.cpp changes how blanks beside special tokens are read.
 MARKED_ARCHITECTURES = ("nomic-bert-moe", "jina-bert-v3")

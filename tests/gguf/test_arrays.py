@@ -124,10 +124,20 @@ def test_elements(arrays: Path) -> None:
         assert list(value(file, "empty")) == []
 
 
+def test_elements_as_they_stand_in_the_file(arrays: Path) -> None:
+    with GGUFFile(arrays) as file:
+        assert bytes(value(file, "numbers").raw()) == struct.pack("<3i", -1, 2, 3)
+        assert bytes(value(file, "words").raw()) == packed([b"a", b"", b"c" * 300, b"\xff\xfe"])
+        assert bytes(value(file, "empty").raw()) == b""
+        assert bytes(value(file, "nested").raw()).endswith(packed([b"z"]))
+
+
 def test_elements_need_the_file(arrays: Path) -> None:
     with GGUFFile(arrays) as file:
         words = value(file, "words")
     assert len(words) == 4
+    with pytest.raises(HandleClosed):
+        words.raw()
     with pytest.raises(HandleClosed):
         words.tolist()
     with pytest.raises(HandleClosed):
