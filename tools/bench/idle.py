@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 
 from tools.bench.cost import private_bytes
 from tools.bench.figures import Row, Setting
 from tools.bench.load import Ask, one, prompt
-from tools.bench.processes import Target, shardload
+from tools.bench.processes import Target, shardload, states
 
 GIB = 2**30
 CTX_TOKENS = 2048
@@ -48,12 +47,12 @@ def private_memory(setting: Setting) -> Iterator[Row]:
         for seed, name in enumerate(models):
             one(Ask(target.urls[name], target.names[name], prompt(seed), 2))
         private = settled_bytes(target) / GIB
-        states = _states(target)
-    closed = len(models) - sum(states.get(name, 0) for name in ("open", "parked", "streaming"))
+        counts = Counter(states(target).values())
+    closed = len(models) - sum(counts[name] for name in ("open", "parked", "streaming"))
     yield Row(
         f"{count} open idle models that have answered: private memory of the process",
         f"{private:.2f} GiB",
-        ", ".join(f"{number} {name}" for name, number in sorted(states.items())),
+        ", ".join(f"{number} {name}" for name, number in sorted(counts.items())),
         (private,),
         TARGET_GIB * count / MODELS,
         "lower",
@@ -73,12 +72,3 @@ def settled_bytes(target: Target) -> int:
             return now
         before = now
     return before
-
-
-def _states(target: Target) -> dict[str, int]:
-    with urllib.request.urlopen(f"{next(iter(target.urls.values()))}/models") as answer:
-        models = json.load(answer)["models"]
-    counts: dict[str, int] = {}
-    for model in models:
-        counts[model["state"]] = counts.get(model["state"], 0) + 1
-    return counts

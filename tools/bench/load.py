@@ -117,7 +117,7 @@ def _tokens(ask: Ask, received: bytes) -> int:
     """What the server counted; an answer of another length would make every rate wrong."""
     head, _, rest = received.partition(b"\r\n\r\n")
     if b" 200 " not in head.partition(b"\r\n")[0]:
-        raise RuntimeError(f"{ask.url} answered {received[:500]!r}")
+        raise RuntimeError(f"{ask.model} answered {rest[:300].decode(errors='replace')}")
     found = COUNTED.findall(rest)
     counted = int(found[-1]) if found else 0
     if counted != ask.tokens:

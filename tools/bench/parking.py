@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.load import Ask, one, prompt, token_prompt
 from tools.bench.models import LETTERS
-from tools.bench.processes import Target, pack, shardload
+from tools.bench.processes import NotMeasurable, Target, pack, shardload, states
 
 CTX_TOKENS = 4096
 CONVERSATION_TOKENS = 2000
@@ -20,7 +20,7 @@ def returning(setting: Setting) -> Iterator[Row]:
 
     Before either, two other models answer under a budget for one, so that the model has been evicted.
     """
-    models = setting.only(*LETTERS, kind="Q4_K")
+    models = {letter: setting.models.limited("Q4_K", letter) for letter in LETTERS}
     pack(setting.cache, *models.values())
     budget = str(max(path.stat().st_size for path in models.values()) + ALLOWANCE_BYTES)
     known = token_prompt(1, CONVERSATION_TOKENS)
@@ -57,6 +57,9 @@ def returning(setting: Setting) -> Iterator[Row]:
 def _evict(target: Target, seed: int) -> None:
     for name in LETTERS[1:]:
         one(Ask(target.urls[name], target.names[name], prompt(seed), 2))
+    state = states(target)[target.names["a"]]
+    if state not in ("parked", "closed"):
+        raise NotMeasurable(f"the model is {state} where it should have been evicted")
 
 
 def _first_seconds(target: Target, tokens: list[int]) -> float:

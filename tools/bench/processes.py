@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -88,6 +89,12 @@ def shardload(
     url = f"http://127.0.0.1:{port}"
     with process(words, url + "/health", kept_in(cache), limit) as pid:
         yield Target(dict.fromkeys(models, url), {name: path.stem for name, path in models.items()}, pid)
+
+
+def states(target: Target) -> dict[str, str]:
+    """What a shardload server says that each of its models is: open, parked, closed..."""
+    with urllib.request.urlopen(f"{next(iter(target.urls.values()))}/models") as answer:
+        return {model["name"]: model["state"] for model in json.load(answer)["models"]}
 
 
 def kept_in(cache: Path) -> dict[str, str]:

@@ -95,7 +95,8 @@ def measure(setting: Setting, names: list[str]) -> None:
         started = time.monotonic()
         try:
             rows += ROWS[name](setting)
-        except NotMeasurable as error:
+        except (NotMeasurable, RuntimeError, OSError) as error:
+            # A server that fails must not take the other rows with it.
             refused[name] = str(error)
         console.print(f"{name}: {time.monotonic() - started:.0f} s", style="dim")
     where = machine(setting.threads)

@@ -19,7 +19,7 @@ MIB = 2**20
 CTX_TOKENS = 2048
 ASKS_PER_TURN = 6
 SHARE = 1.5
-ALLOWANCE_BYTES = 400 * MIB
+ALLOWANCE_BYTES = 256 * MIB
 """What a process needs beside weights: its programs, vocabularies, KV caches and compute buffers."""
 
 
