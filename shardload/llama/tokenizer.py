@@ -82,7 +82,7 @@ class SharedVocabularies:
             return None
         loan = _Loan(loaded, identity, f"model {paths[0]}")
         lent = Vocab(
-            self._llama, vocab.pointer, check_open=loan.check, adds_space=loaded.adds_space, like=vocab
+            self._llama, vocab.pointer, check_open=loan.check, adds_space=identity.adds_space, like=vocab
         )
         with self._lock:
             self._lent[lent] = loan
@@ -147,7 +147,6 @@ class _Loaded:
 
     digest: str
     users: int = 0
-    adds_space: bool = True
     vocab: Vocab | None = None
     model: Any = None
     loading: threading.Lock = field(default_factory=threading.Lock)
@@ -161,7 +160,7 @@ class _Loaded:
                     llama,
                     llama.lib.llama_model_get_vocab(pointer),
                     check_open=lambda: None,
-                    adds_space=self.adds_space,
+                    adds_space=identity.adds_space,
                 )
                 if vocab.n_tokens != identity.n_tokens:
                     llama.lib.llama_model_free(pointer)

@@ -25,6 +25,8 @@ class TokenizerIdentity:
     digest: str
     n_tokens: int
     architecture: str
+    adds_space: bool = True
+    """Whether a text is read as if a blank stood before it; where the tokenizer does that at all."""
 
 
 def identify(gguf: GGUFFile) -> TokenizerIdentity | None:
@@ -44,7 +46,8 @@ def identify(gguf: GGUFFile) -> TokenizerIdentity | None:
         return None
     if metadata.get(f"{architecture}.vocab_size", len(tokens)) != len(tokens):
         return None
-    return TokenizerIdentity(_digest(gguf, architecture), len(tokens), architecture)
+    adds_space = metadata.get("tokenizer.ggml.add_space_prefix") is not False
+    return TokenizerIdentity(_digest(gguf, architecture), len(tokens), architecture, adds_space)
 
 
 def _digest(gguf: GGUFFile, architecture: str) -> str:

@@ -62,7 +62,7 @@ def says(vocab: Vocab) -> dict[str, Any]:
     """All that a vocabulary answers."""
     return {
         "facts": [vocab.kind, vocab.n_tokens, vocab.bos, vocab.eos, vocab.eot, vocab.add_bos, vocab.add_eos],
-        "bytes": vocab.has_byte_tokens,
+        "bytes": [vocab.has_byte_tokens, vocab.alphabet],
         "pieces": [vocab.piece(token) for token in range(vocab.n_tokens)],
         "special": [vocab.piece(token, special=True) for token in range(vocab.n_tokens)],
         "ends": [token for token in range(vocab.n_tokens) if vocab.is_end(token)],
@@ -115,10 +115,21 @@ def test_models_of_one_tokenizer_have_one_vocabulary(
     [
         lambda path: write_llama(path),
         lambda path: write_llama(path, tokens=sentence_piece(byte_tokens=False, special=("<|end|>",))),
+        lambda path: _copy(
+            write_llama(path.with_suffix(".source"), tokens=sentence_piece(byte_tokens=False)),
+            path,
+            lambda writer: writer.add_add_space_prefix(False),
+        ),
         lambda path: write_llama(path, splitting="deepseek-llm", add_bos=False),
         lambda path: write_llama(path, splitting="llama-bpe"),
     ],
-    ids=["sentence pieces", "letters", "byte pairs", "byte pairs, other splitting"],
+    ids=[
+        "sentence pieces",
+        "letters",
+        "letters, no blank in front",
+        "byte pairs",
+        "byte pairs, other splitting",
+    ],
 )
 def test_a_shared_vocabulary_says_what_the_own_one_says(
     write: Callable[[Path], Path], tmp_path: Path, shared: SharedVocabularies, own: Callable[..., Model]

@@ -86,6 +86,7 @@ def test_any_text_is_encoded_or_refused(without_bytes, text: str, parse_special:
         tokens = without_bytes.tokenize(text, add_special=False, parse_special=parse_special)
     except UnencodableText:
         return
+    text = text.replace("\u2581", " ")  # the sign by which such vocabularies write a blank
     assert b"".join(without_bytes.piece(token) for token in tokens).decode() in (text, " " + text)
 
 
