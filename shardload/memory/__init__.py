@@ -1,22 +1,32 @@
 """Pages: what is in memory, bringing it in, sending it away, and how much room there is."""
 
 from shardload.memory.advise import discard, drop_file_cache, page_out, populate_read, view
+from shardload.memory.eviction import evict
 from shardload.memory.heap import trim_heap
 from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
 from shardload.memory.mapped import MappedFile, mapped_files
 from shardload.memory.pages import PAGE_BYTES, Range
+from shardload.memory.prefetch import Job, Prefetcher
 from shardload.memory.process import ProcessMemory
 from shardload.memory.residency import file_resident_bytes, resident_bytes, resident_pages
+from shardload.memory.streaming import Division, Streamer, StreamStats, divide
 
 __all__ = [
     "PAGE_BYTES",
+    "Division",
+    "Job",
     "MappedFile",
+    "Prefetcher",
     "ProcessMemory",
     "Range",
+    "StreamStats",
+    "Streamer",
     "available_bytes",
     "cgroup_limit_bytes",
     "discard",
+    "divide",
     "drop_file_cache",
+    "evict",
     "file_resident_bytes",
     "mapped_files",
     "page_out",

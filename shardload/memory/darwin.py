@@ -50,6 +50,10 @@ def prefer_large_pages(address: int, length: int) -> None:
     """Ask for pages as large as there are."""
 
 
+def yield_to_others() -> None:
+    """Not done here: priorities are those of whole processes."""
+
+
 def drop_cache(descriptor: int) -> bool:
     """Ask for the pages of a file to leave memory."""
     with mapped(descriptor, 0, os.fstat(descriptor).st_size) as address:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
 MADV_PAGEOUT = 21
 MADV_POPULATE_READ = 22
+BACKGROUND_NICENESS = 10
 
 
 def residency(address: int, pages: int) -> NDArray[np.bool_] | None:
@@ -72,6 +74,11 @@ def discard(address: int, length: int) -> None:
 def prefer_large_pages(address: int, length: int) -> None:
     """Ask for pages as large as there are."""
     libc.madvise(address, length, MADV_HUGEPAGE)
+
+
+def yield_to_others() -> None:
+    """Let every thread of normal priority go before the one that calls."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
 
 
 def drop_cache(descriptor: int) -> bool:

@@ -37,6 +37,10 @@ def prefer_large_pages(address: int, length: int) -> None:
     """Ask for pages as large as there are."""
 
 
+def yield_to_others() -> None:
+    """Not done here: priorities are those of whole processes."""
+
+
 def drop_cache(descriptor: int) -> bool:
     """Cannot be asked for here."""
     return False

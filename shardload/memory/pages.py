@@ -46,6 +46,15 @@ def page_span(address: int, length: int) -> PageSpan:
     return PageSpan(start, -(-(address + length - start) // PAGE_BYTES) if length > 0 else 0)
 
 
+def cut(place: Range, length: int) -> Iterator[Range]:
+    """A range in pieces that end where ``length`` divides the address."""
+    at = place.address
+    while at < place.end:
+        end = min(place.end, (at // length + 1) * length)
+        yield Range(at, end - at)
+        at = end
+
+
 def touch(address: int, length: int) -> None:
     """Read a byte of every page, so that each is in memory; the range must be mapped and readable."""
     if length > 0:

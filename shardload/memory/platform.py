@@ -33,6 +33,9 @@ class Platform(Protocol):
     def prefer_large_pages(self, address: int, length: int) -> None:
         """Ask for pages as large as there are; raises OSError where that cannot be asked for."""
 
+    def yield_to_others(self) -> None:
+        """Let threads of normal priority go before the calling one, where threads have priorities."""
+
     def drop_cache(self, descriptor: int) -> bool:
         """Ask for a file's unmapped pages to leave memory; False where that cannot be asked for."""
 

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardload.memory import PAGE_BYTES, Range, eviction, populate_read, resident_bytes
+from shardload.memory.eviction import evict, runs
+
+
+def test_pages_leave(mapped_file: Any) -> None:
+    populate_read(mapped_file.address, mapped_file.length)
+    left = evict(Range(mapped_file.address, mapped_file.length))
+    assert left in (0, None)
+    assert left == resident_bytes(mapped_file.address, mapped_file.length) or left is None
+
+
+def test_pages_leave_that_were_read_by_somebody_else(mapped_file: Any) -> None:
+    evict(Range(mapped_file.address, mapped_file.length))
+    mapped_file.path.read_bytes()
+    assert resident_bytes(mapped_file.address, mapped_file.length) in (mapped_file.length, None)
+    assert evict(Range(mapped_file.address, mapped_file.length)) in (0, None)
+
+
+def test_what_is_beside_the_range_stays(mapped_file: Any) -> None:
+    populate_read(mapped_file.address, mapped_file.length)
+    middle = Range(mapped_file.address + 20 * PAGE_BYTES, 10 * PAGE_BYTES)
+    if evict(middle) == 0:
+        assert resident_bytes(mapped_file.address, 20 * PAGE_BYTES) == 20 * PAGE_BYTES
+        assert resident_bytes(middle.end, 34 * PAGE_BYTES) == 34 * PAGE_BYTES
+
+
+def test_nothing_is_asked_of_an_empty_range(mapped_file: Any) -> None:
+    assert evict(Range(mapped_file.address, 0)) == 0
+
+
+class Kernel:
+    """Pages that leave when they are in the page table; ``told`` is what is said of residency."""
+
+    def __init__(self, mapped: str, cached: str, *, owner: bool = True) -> None:
+        self.mapped = np.array([one == "x" for one in mapped])
+        self.cached = np.array([one == "x" for one in cached])
+        self.owner = owner
+        self.populated: list[tuple[int, int]] = []
+
+    def _slice(self, address: int, length: int) -> slice:
+        return slice(address // PAGE_BYTES, (address + length) // PAGE_BYTES)
+
+    def resident_pages(self, address: int, length: int) -> Any:
+        pages = self.cached[self._slice(address, length)].copy()
+        return pages if self.owner else np.ones_like(pages)
+
+    def page_out(self, address: int, length: int) -> bool:
+        where = self._slice(address, length)
+        if self.owner:
+            self.cached[where] &= ~self.mapped[where]
+            self.mapped[where] = False
+        return True
+
+    def populate_read(self, address: int, length: int) -> None:
+        where = self._slice(address, length)
+        self.mapped[where] = self.cached[where] = True
+        self.populated.append((where.start, where.stop))
+
+    def replace(self, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+        for name in ("resident_pages", "page_out", "populate_read"):
+            monkeypatch.setattr(eviction, name, getattr(self, name))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("mapped", "cached", "populated"),
+    [
+        ("xxxxxxxx", "xxxxxxxx", []),
+        ("xx..xx..", "xxx.xx.x", [(2, 3), (7, 8)]),
+        ("........", ".xx..x..", [(1, 2), (1, 3), (5, 6)]),
+        ("........", "........", []),
+    ],
+)
+def test_what_is_not_in_the_page_table_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, mapped: str, cached: str, populated: list[tuple[int, int]]
+) -> None:
+    kernel = Kernel(mapped, cached).replace(monkeypatch)
+    assert evict(Range(0, 8 * PAGE_BYTES)) == 0
+    assert not kernel.cached.any()
+    assert kernel.populated == populated
+
+
+def test_a_file_of_somebody_else_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel("........", "........", owner=False).replace(monkeypatch)
+    assert evict(Range(0, 8 * PAGE_BYTES)) == 8 * PAGE_BYTES
+    assert kernel.populated == [(0, 1)]
+
+
+def test_where_nothing_can_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eviction, "page_out", lambda address, length: False)
+    monkeypatch.setattr(eviction, "resident_pages", lambda address, length: None)
+    assert evict(Range(0, PAGE_BYTES)) is None
+    monkeypatch.setattr(eviction, "resident_pages", lambda address, length: np.ones(3, np.bool_))
+    assert evict(Range(0, 3 * PAGE_BYTES)) == 3 * PAGE_BYTES
+
+
+def test_runs() -> None:
+    assert list(runs(np.array([True, True, False, True]))) == [(0, 2), (3, 1)]
+    assert list(runs(np.zeros(3, np.bool_))) == []
+    assert list(runs(np.ones(3, np.bool_))) == [(0, 3)]
