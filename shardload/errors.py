@@ -11,6 +11,9 @@
     │   ├── UnsupportedLlama        llama-cpp-python is missing or of a version we do not know
     │   ├── LoadFailed              llama.cpp refused a model or a context
     │   └── DecodeFailed            llama_decode returned a fatal status
+    ├── StoreError                  the store of packed weights cannot keep something
+    │   ├── StoreFull               no room: its limit, the disk or a quota
+    │   └── StoreUnavailable        its directory cannot be written
     ├── HandleClosed                use after close
     ├── RequestError                the request is at fault
     │   ├── PromptTooLong           prompt longer than the context
@@ -106,6 +109,22 @@ class DecodeFailed(NativeError):
     def __init__(self, status: int) -> None:
         super().__init__(f"llama_decode failed with status {status}")
         self.status = status
+
+
+class StoreError(ShardloadError):
+    """Raised when the store cannot keep something; whoever packs goes on without it."""
+
+    def __init__(self, directory: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"the store {fspath(directory)}: {reason}")
+        self.directory, self.reason = fspath(directory), reason
+
+
+class StoreFull(StoreError):
+    """Raised when there is no room: on the disk, in a quota, or below the store's limit."""
+
+
+class StoreUnavailable(StoreError):
+    """Raised when the store's directory cannot be written: read-only, another user's, a broken disk."""
 
 
 class HandleClosed(ShardloadError):

@@ -45,6 +45,8 @@ class GGUFFile:
             mapping.close()
             raise
         self._closed = False
+        self.statuses = tuple(mapping.status for mapping in self._mappings)
+        """What `os.stat` said of each file as it was opened."""
         try:
             self.tensors: Mapping[str, TensorInfo] = merge_tensors(self.paths, headers)
         except BaseException:

@@ -29,7 +29,7 @@ class FileMapping:
                 raise NotGGUF(path, f"is {kind}: name a .gguf file")
             if status.st_size == 0:
                 raise NotGGUF(path, "is empty")
-            self.size_bytes = status.st_size
+            self.status, self.size_bytes = status, status.st_size
             self._mapping = _map(descriptor, path, status.st_size)
         except BaseException:
             os.close(descriptor)
