@@ -88,6 +88,14 @@ class ParkingConfig(_Section, frozen=True):
     idle: float = 60.0
 
 
+class StoreConfig(_Section, frozen=True):
+    """``[store]``: where packed weights are kept, in at most ``limit`` bytes; empty: the user's cache."""
+
+    enabled: bool = True
+    directory: str = ""
+    limit: Positive = 20 * 2**30
+
+
 class ParametersConfig(_Section, frozen=True):
     """``[models.NAME.parameters]``: what a request may leave out; only checked, kept as a mapping.
 
@@ -178,6 +186,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryConfig = MemoryConfig()
     engine: EngineConfig = EngineConfig()
     parking: ParkingConfig = ParkingConfig()
+    store: StoreConfig = StoreConfig()
     models: dict[str, ModelConfig] = {}
     routes: tuple[RouteConfig, ...] = ()
     source: ConfigSource | None = None
@@ -192,7 +201,9 @@ _TABLES: dict[str, type[_Section]] = {
     "memory": MemoryConfig,
     "engine": EngineConfig,
     "parking": ParkingConfig,
+    "store": StoreConfig,
 }
+_PATHS = (("server", "api_key_file"), ("parking", "directory"), ("store", "directory"))
 _TOP_LEVEL = ("folders", "files", "models", "routes", *_TABLES)
 
 
@@ -219,7 +230,10 @@ def parse_config(text: str, path: str | Path) -> Config:
     _refuse_unknown(raw, _TOP_LEVEL, source, ())
     folder = Path(path).expanduser().absolute().parent
     tables = {name: _section(raw.get(name, {}), kind, source, (name,)) for name, kind in _TABLES.items()}
-    config = Config(
+    for table, key in _PATHS:
+        if path_text := getattr(tables[table], key):
+            tables[table] = msgspec.structs.replace(tables[table], **{key: _absolute(path_text, folder)})
+    return Config(
         folders=_paths(raw.get("folders", []), folder, source, ("folders",)),
         files=_paths(raw.get("files", []), folder, source, ("files",)),
         models=_models(raw.get("models", {}), folder, source),
@@ -227,13 +241,6 @@ def parse_config(text: str, path: str | Path) -> Config:
         source=source,
         **tables,  # type: ignore[arg-type]
     )
-    if key_file := config.server.api_key_file:
-        server = msgspec.structs.replace(config.server, api_key_file=_absolute(key_file, folder))
-        config = msgspec.structs.replace(config, server=server)
-    if directory := config.parking.directory:
-        parking = msgspec.structs.replace(config.parking, directory=_absolute(directory, folder))
-        config = msgspec.structs.replace(config, parking=parking)
-    return config
 
 
 def _models(raw: Any, folder: Path, source: ConfigSource) -> dict[str, ModelConfig]:
@@ -381,6 +388,7 @@ _PARSERS: dict[str, Callable[[object], int | float]] = {
     "memory": parse_bytes_or_none,
     "disk": parse_bytes_or_none,
     "idle": parse_duration,
+    "limit": parse_bytes,
     "max_body_bytes": parse_bytes,
     "keep_alive": parse_duration,
     "shutdown_seconds": parse_duration,

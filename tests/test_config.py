@@ -29,6 +29,11 @@ ctx = 2048
 kv_type = "q8_0"
 keep_alive = "5m"
 
+[store]
+enabled = false
+directory = "packed"
+limit = "5GiB"
+
 [parking]
 memory = 0
 disk = "2GiB"
@@ -80,6 +85,8 @@ def test_full_file(tmp_path: Path) -> None:
     assert config.engine.kv_type == "q8_0"
     assert (config.parking.memory, config.parking.disk, config.parking.idle) == (0, 2 * 1024**3, 300.0)
     assert config.parking.directory == str(tmp_path / "parked")
+    assert (config.store.enabled, config.store.limit) == (False, 5 * 1024**3)
+    assert config.store.directory == str(tmp_path / "packed")
     small = config.models["small.q4"]
     assert small.kv_type is None
     assert small.file == str(tmp_path / "a" / "b.gguf")
@@ -113,6 +120,8 @@ def test_empty_file_is_the_default() -> None:
         ("[engine]\nkv_type = 'q5_0'\n", 2, "engine.kv_type: invalid enum value 'q5_0'"),
         ("[models.a]\nkv_type = 'f32'\n", 2, "models.a.kv_type"),
         ("[parking]\ndisk = 'lots'\n", 2, "parking.disk: 'lots' is not a size"),
+        ("[store]\nlimit = 0\n", 2, "store.limit: the size 0 is out of range"),
+        ("[store]\nenabled = 'off'\n", 2, "store.enabled: expected `bool`"),
         ("[parking]\nmemory = false\n", 2, "parking.memory: False is not a size"),
         ("[models.a]\nfile = 'a'\nbase = 'b'\n", 3, "the model 'a' has both file and base"),
         (
