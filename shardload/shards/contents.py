@@ -111,7 +111,19 @@ class Contents:
             return False
         return True
 
-    def remember(self, file: GGUFFile, digests: Mapping[str, str]) -> bool:
+    def remember(
+        self,
+        file: GGUFFile,
+        progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Mapping[str, str] | None:
+        """Read a model through as `compute` does, and remember what is in it."""
+        digests = compute(file, progress, should_stop)
+        if digests is not None:
+            self.note(file, digests)
+        return digests
+
+    def note(self, file: GGUFFile, digests: Mapping[str, str]) -> bool:
         """Remember all files of an open model; False where one is no longer what was opened."""
         done = True
         for part, (path, status) in enumerate(zip(file.paths, file.statuses, strict=True)):

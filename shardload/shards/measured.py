@@ -1,0 +1,37 @@
+"""What was measured of layouts on this machine, remembered in a file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from shardload.shards.layouts import LayoutTable, decode_tables, encode_tables
+from shardload.shards.lock import locked
+from shardload.shards.part import write_whole
+
+logger = logging.getLogger("shardload.shards")
+
+MOST_TABLES = 32
+
+
+def read_table(path: Path, key: str) -> LayoutTable:
+    """The table that is remembered under ``key``; an empty one where there is none."""
+    try:
+        return decode_tables(path.read_bytes()).get(key) or LayoutTable({})
+    except OSError:
+        return LayoutTable({})
+
+
+def keep_table(path: Path, key: str, table: LayoutTable) -> bool:
+    """Remember a table, and forget the oldest beyond a number; False where nothing can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock")):
+            tables = decode_tables(path.read_bytes()) if path.exists() else {}
+            tables.pop(key, None)
+            recent = dict([*tables.items(), (key, table)][-MOST_TABLES:])
+            write_whole(path, encode_tables(recent))
+    except OSError as error:
+        logger.info("what was measured is not remembered in %s: %s", path, error)
+        return False
+    return True
