@@ -19,6 +19,7 @@ DECLARATIONS = """
     int mincore(void *address, size_t length, unsigned char *vector);
     int madvise(void *address, size_t length, int advice);
     int msync(void *address, size_t length, int flags);
+    int mprotect(void *address, size_t length, int protection);
     void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset);
     int munmap(void *address, size_t length);
     long syscall(long number, ...);
@@ -72,6 +73,12 @@ def msync(address: int, length: int, flags: int) -> None:
     """Bring a mapped range and its file together; ``address`` begins a page. Raises OSError."""
     ffi, library = _libc()
     _check(library.msync(ffi.cast("void *", address), length, flags), "msync")
+
+
+def mprotect(address: int, length: int, protection: int) -> None:
+    """Say what a mapped range may be used for; ``address`` begins a page. Raises OSError."""
+    ffi, library = _libc()
+    _check(library.mprotect(ffi.cast("void *", address), length, protection), "mprotect")
 
 
 def cachestat(descriptor: int, offset: int, length: int) -> CacheStatistics:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from shardload import memory
 from shardload.config import KvType
-from shardload.errors import DecodeFailed, LoadFailed
+from shardload.errors import DecodeFailed, LoadFailed, NativeError
 from shardload.llama.batch import Batch
 from shardload.llama.cursor import Cursor
 from shardload.llama.handle import Handle
 from shardload.llama.sampler import Sampler
+from shardload.memory.scratch import scratch
+from shardload_native.buffers import recorded_buffers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +92,8 @@ class Context(Handle):
         ranks = pooling == POOLING_TYPES["rank"]
         self._pooled_width = lib.llama_model_n_cls_out(weights) if ranks else model.n_embd_out
         self._memory = lib.llama_get_memory(self._handle)
-        self._compute = lib.llama_encode if self._memory == self._ffi.NULL else lib.llama_decode
+        self._has_memory = self._memory != self._ffi.NULL
+        self._compute = lib.llama_decode if self._has_memory else lib.llama_encode
         self._max_rows = self.batch_tokens if params.embeddings else params.slots
         self._batch = Batch(self._ffi, self.batch_tokens, params.slots)
         self._rows: list[int] = []
@@ -116,13 +120,14 @@ class Context(Handle):
             native.type_k = native.type_v = KV_TYPES[params.kv_type]
         if params.pooling is not None:
             native.pooling_type = POOLING_TYPES[params.pooling]
-        with llama.log.collect() as log:
+        with llama.log.collect() as log, recorded_buffers() as buffers:
             pointer = llama.lib.llama_init_from_model(weights, native)
         if pointer == llama.ffi.NULL:
             reason = log.reason()
             if params.kv_type != "f16" and "cache" in reason.lower():
                 reason = f"the KV type {params.kv_type} does not fit this model, use f16: {reason}"
             raise LoadFailed(f"{params.ctx_tokens}-token context of {model.path}", reason)
+        self._kv_ranges = [memory.Range(address, length) for address, length in buffers]
         self.kv_bytes = log.mebibytes("KV buffer size") + log.mebibytes("RS buffer size")
         self.compute_bytes = log.mebibytes("compute buffer size") + log.mebibytes("output buffer size")
         return pointer
@@ -174,17 +179,83 @@ class Context(Handle):
     def forget(self, slot: int, start: int = 0) -> bool:
         """Drop a slot's KV from position ``start`` on; False where the model's state has no way back."""
         self._check_slots(slot)
-        if self._memory == self._ffi.NULL:
+        if not self._has_memory:
             return True
+        if start and not self._reaches_back(slot, start):
+            return False
         return bool(self._lib.llama_memory_seq_rm(self._memory, slot, start, -1))
+
+    def _reaches_back(self, slot: int, start: int) -> bool:
+        """Whether a slot that ends before ``start`` is as if it had never gone on.
+
+        Layers that see a window only let go of what is before it: after that there is no shorter sequence.
+        """
+        lib, cells = self._lib, self._memory
+        if lib.llama_memory_seq_pos_min(cells, slot) == 0:
+            return True
+        return bool(lib.llama_memory_seq_pos_max(cells, slot) + 1 == start)
 
     def share(self, source: int, target: int, tokens: int) -> None:
         """Let ``target`` see the first tokens of ``source``; nothing is copied in a unified cache."""
         self._check_slots(source, target)
         if not self.params.kv_unified and self.slots > 1:
             raise ValueError("slots share their KV in a unified cache only")
-        if self._memory != self._ffi.NULL:
+        if self._has_memory:
             self._lib.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+
+    @property
+    def state_kind(self) -> str:
+        """What a saved state must be of to fit here, beside the weights."""
+        llama, streams = self.model.llama, 1 if self.params.kv_unified else self.slots
+        build = f"llama-cpp-python {llama.version}, ggml {llama.ggml_version}"
+        return f"{self.params.kv_type}, {streams} streams, {build}"
+
+    def state_bytes(self, slot: int) -> int:
+        """The size of a slot's saved state; 0 where it has none."""
+        self._check_slots(slot)
+        return int(self._lib.llama_state_seq_get_size(self.pointer, slot)) if self._has_memory else 0
+
+    def save(self, slot: int) -> memoryview:
+        """A copy of a slot's KV, at the speed of memory. Raises NativeError."""
+        state = scratch(self.state_bytes(slot))
+        target = self._ffi.from_buffer("uint8_t[]", state)
+        if self._lib.llama_state_seq_get_data(self.pointer, target, len(state), slot) != len(state):
+            raise NativeError(f"the state of slot {slot} of {self.model.path} could not be saved")
+        return state
+
+    def restore(self, slot: int, state: memoryview) -> bool:
+        """Replace a slot's KV by a saved one; False, and an empty slot, where it does not fit."""
+        self._check_slots(slot)
+        if not self._has_memory:
+            return False
+        self.forget(slot)
+        source = self._ffi.from_buffer("uint8_t[]", state)
+        read = self._lib.llama_state_seq_set_data(self.pointer, source, len(state), slot)
+        if read == len(state):
+            return True
+        self.forget(slot)
+        return False
+
+    def give_back(self) -> int:
+        """Let the system have the pages of an empty cache until they are written again; their bytes."""
+        _ = self.pointer
+        if not self._has_memory or not self._kv_ranges:
+            return 0
+        if any(self._lib.llama_memory_seq_pos_max(self._memory, slot) >= 0 for slot in range(self.slots)):
+            return 0
+        before = self.kv_resident_bytes
+        self._lib.llama_memory_clear(self._memory, False)
+        for place in self._kv_ranges:
+            memory.discard(place)
+        return before - self.kv_resident_bytes
+
+    @property
+    def kv_resident_bytes(self) -> int:
+        """What the cache has in memory now, where that is known; what it was given at first elsewhere."""
+        _ = self.pointer
+        counts = [memory.resident_bytes(place.address, place.length) for place in self._kv_ranges]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known and len(known) == len(counts) else self.kv_bytes
 
     def embedding(self, slot: int) -> NDArray[np.float32]:
         """The pooled embedding of a slot's sequence in the last decode: a copy, not normalised.
