@@ -7,6 +7,7 @@
 * without, each next token is a hash of the whole KV content of its slot, so that one wrong cell changes
   every token after it, and ``expected(prompt, count)`` tells what a greedy sequence must get;
 * cells are counted as in a unified cache (shared ones once) and ``decode`` says False when they run out;
+* ``save`` and ``restore`` carry a slot's content, to any fake of the same ``state_kind``;
 * ``recurrent=True`` refuses to forget a part; ``fail_steps`` raise DecodeFailed; a closed ``gate`` holds
   decoding back until it is set (``entered`` is set when a decode arrives at it).
 """
@@ -96,6 +97,7 @@ class FakeRunner:
         fail_steps: Sequence[int] = (),
         pooled: bool = True,
         n_embd: int = 8,
+        state_kind: str = "fake",
     ) -> None:
         self.ctx_tokens, self.slots, self.batch_tokens = ctx_tokens, slots, batch_tokens
         self.n_vocab, self.n_embd, self.pooled = VOCABULARY_TOKENS, n_embd, pooled
@@ -104,6 +106,9 @@ class FakeRunner:
         self.threads: set[int] = set()
         self.parts: list[int] = []
         self.open_samplers: set[FakeSampler] = set()
+        self.state_kind = state_kind
+        self.given_back = 0
+        self.restored: list[int] = []
         self.closed = False
         self.gate = threading.Event()
         self.gate.set()
@@ -197,6 +202,33 @@ class FakeRunner:
         assert 0 < tokens <= len(self._cells[source])
         # A recurrent model has one state for each sequence: whatever is asked for, all of it is copied.
         self._cells[target] = self._cells[source][: None if self._recurrent else tokens]
+
+    def state_bytes(self, slot: int) -> int:
+        return 8 + 2 * len(self._cells[slot])
+
+    def save(self, slot: int) -> memoryview:
+        assert not self.closed, "save after close"
+        content = np.asarray(self.content(slot), "<u2").tobytes()
+        return memoryview(len(content).to_bytes(8, "little") + content)
+
+    def restore(self, slot: int, state: memoryview) -> bool:
+        assert not self.closed, "restore after close"
+        assert int.from_bytes(state[:8], "little") == len(state) - 8, "not what was saved"
+        self._cells[slot] = []
+        content = np.frombuffer(state[8:], "<u2").tolist()
+        if self.cells_used + len(content) > self.ctx_tokens:
+            return False
+        self._cells[slot] = [(token, self._next_cell + at) for at, token in enumerate(content)]
+        self._next_cell += len(content)
+        self._prompt_tokens[slot] = 0
+        self.restored.append(len(content))
+        return True
+
+    def give_back(self) -> int:
+        assert not self.closed, "give_back after close"
+        assert self.cells_used == 0
+        self.given_back += self.kv_bytes
+        return self.kv_bytes
 
     def embedding(self, slot: int) -> NDArray[np.float32]:
         return _vector(self.content(slot), self.n_embd)

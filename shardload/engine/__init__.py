@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shardload.engine.lane import Engine, Lane
+from shardload.engine.parking import Parking, ParkingLot
 from shardload.engine.request import Delta, Finish, GenerationRequest, Timings, TokenLogprob, Usage
 from shardload.engine.runner import Run, Runner, Sink, TokenSampler
 from shardload.engine.sampling import SamplingParams
@@ -18,6 +19,8 @@ __all__ = [
     "Finish",
     "GenerationRequest",
     "Lane",
+    "Parking",
+    "ParkingLot",
     "Run",
     "Runner",
     "SamplingParams",

@@ -10,141 +10,29 @@ leaves through sinks at the end of each step. While there is nothing to do it sl
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
-from collections.abc import Sequence as Tokens
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from shardload.engine.embedding import EmbeddingJob
-from shardload.engine.request import GenerationRequest
-from shardload.engine.runner import Runner, Sink
+from shardload.engine.engine import Engine
+from shardload.engine.parking import Parking
+from shardload.engine.roster import Outbox
+from shardload.engine.runner import Runner
+from shardload.engine.saving import Saving
 from shardload.engine.scheduler import next_turn
-from shardload.engine.sequence import Sequence
-from shardload.engine.stats import EngineStats
-from shardload.engine.stream import DeltaStream, Mailbox, Poster
-from shardload.engine.workload import Outbox, Workload
-from shardload.errors import (
-    HandleClosed,
-    ModelUnavailable,
-    NativeError,
-    PromptTooLong,
-    RequestError,
-    ShardloadError,
-    ShuttingDown,
-)
+from shardload.engine.stream import Poster
+from shardload.engine.workload import Workload
+from shardload.errors import HandleClosed, NativeError, ShardloadError, ShuttingDown
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+__all__ = ["Engine", "Lane"]
 
 logger = logging.getLogger("shardload.engine")
-
-
-class Engine:
-    """One runner on the lane; made by ``Lane.attach``. Every method may be called on any thread."""
-
-    def __init__(self, lane: Lane, workload: Workload) -> None:
-        self._lane, self._workload = lane, workload
-        runner = workload.runner
-        self.name = workload.name
-        self.ctx_tokens, self.slots = runner.ctx_tokens, runner.slots
-        self._n_vocab, self._batch_tokens = runner.n_vocab, runner.batch_tokens
-        self._arrivals = itertools.count(1)
-        self.detached = False
-
-    @property
-    def stats(self) -> EngineStats:
-        return self._workload.stats
-
-    def submit(self, request: GenerationRequest, sink: Sink) -> Sequence:
-        """Queue a request; its deltas, or one error, go to ``sink`` on the lane thread, which must not block.
-
-        A reader that never calls ``acknowledge`` gets as many deltas as the lane's output limit and no more.
-        Raises PromptTooLong and RequestError at once, ModelUnavailable after a detach.
-        """
-        self._check(request.prompt, self.ctx_tokens)
-        if request.max_tokens is not None and request.max_tokens < 0:
-            raise RequestError("max_tokens must not be negative", param="max_tokens")
-        for token, _ in request.sampling.logit_bias:
-            self._check_token(token, "logit_bias")
-        sequence = Sequence(
-            request,
-            sink,
-            ctx_tokens=self.ctx_tokens,
-            arrival=next(self._arrivals),
-            now=perf_counter(),
-            notify=self._notify,
-        )
-        self._lane.post(self._accept, sequence)
-        return sequence
-
-    def stream(self, request: GenerationRequest) -> DeltaStream:
-        """Queue a request and read it on the running event loop."""
-        mailbox = Mailbox(self._lane.poster(asyncio.get_running_loop()))
-        return DeltaStream(mailbox, self.submit(request, mailbox))
-
-    def embed(self, prompts: Tokens[Tokens[int]]) -> Future[list[NDArray[np.float32]]]:
-        """One vector of length 1 for each prompt (``asyncio.wrap_future`` awaits it; cancelling it works).
-
-        A prompt is pooled in one batch, so that it can be no longer than that. Raises as ``submit`` does.
-        """
-        limit = min(self.ctx_tokens, self._batch_tokens)
-        for prompt in prompts:
-            self._check(prompt, limit)
-        future: Future[list[NDArray[np.float32]]] = Future()
-        if prompts:
-            self._lane.post(self._accept_job, EmbeddingJob(prompts, future))
-        else:
-            future.set_result([])
-        return future
-
-    def _check(self, prompt: Tokens[int], limit_tokens: int) -> None:
-        if self.detached:
-            raise self._gone()
-        if not prompt:
-            raise RequestError("the prompt is empty: it must have at least one token", param="prompt")
-        if len(prompt) > limit_tokens:
-            raise PromptTooLong(len(prompt), limit_tokens)
-        # One token that is not in the vocabulary would fail the whole batch.
-        self._check_token(min(prompt), "prompt")
-        self._check_token(max(prompt), "prompt")
-
-    def _check_token(self, token: int, param: str) -> None:
-        if not 0 <= token < self._n_vocab:
-            raise RequestError(f"token {token} is not in the vocabulary of {self._n_vocab}", param=param)
-
-    def _gone(self) -> ModelUnavailable:
-        return ModelUnavailable(f"the model {self.name!r} was closed")
-
-    def _notify(self, sequence: Sequence) -> None:
-        self._lane.post(self._look_at, sequence)
-
-    # -- on the lane thread
-
-    def _accept(self, sequence: Sequence) -> None:
-        self._workload.accept(sequence)
-        self._refuse_when_detached()
-
-    def _accept_job(self, job: EmbeddingJob) -> None:
-        self._workload.accept_job(job)
-        self._refuse_when_detached()
-
-    def _refuse_when_detached(self) -> None:
-        if self.detached:
-            self._workload.fail_all(self._gone())
-
-    def _look_at(self, sequence: Sequence) -> None:
-        if sequence.cancelled:
-            self._workload.cancel(sequence)
-
-    def _detach(self) -> None:
-        self._workload.fail_all(self._gone())
 
 
 class Lane:
@@ -157,6 +45,8 @@ class Lane:
         self._output_limit, self._clock = output_limit_tokens, clock
         self._inbox: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]]] = SimpleQueue()
         self._workloads: list[Workload] = []
+        self._savings: deque[Saving] = deque()
+        self._parkings: set[Parking] = set()
         self._outbox: Outbox = []
         self._posters: dict[asyncio.AbstractEventLoop, Poster] = {}
         self._virtual_now = 0.0
@@ -202,14 +92,25 @@ class Lane:
     ) -> None:
         self.close()
 
-    def attach(self, runner: Runner, *, weight: float = 1.0, name: str) -> Engine:
+    def attach(
+        self, runner: Runner, *, weight: float = 1.0, name: str, parking: Parking | None = None
+    ) -> Engine:
         """Let a runner take turns; a weight of 2 gives it twice the compute time under load.
 
-        The lane borrows the runner until its ``detach`` is done. Raises HandleClosed after ``close``.
+        The lane borrows the runner until its ``detach`` is done. Conversations that lose their place wait in
+        ``parking``, which is flushed when the lane is closed. Raises HandleClosed after ``close``.
         """
         if weight <= 0:
             raise ValueError(f"the weight of {name!r} must be positive, not {weight}")
-        workload = Workload(name, runner, self._outbox, weight=weight, output_limit_tokens=self._output_limit)
+        workload = Workload(
+            name,
+            runner,
+            self._outbox,
+            weight=weight,
+            output_limit_tokens=self._output_limit,
+            parking=parking,
+            wake=self._wake,
+        )
         engine = Engine(self, workload)
         if self._ended:
             raise HandleClosed("the lane")
@@ -217,7 +118,10 @@ class Lane:
         return engine
 
     def detach(self, engine: Engine) -> Future[None]:
-        """Take a runner away: its sequences fail with ModelUnavailable, and then nothing here touches it."""
+        """Take a runner away: its sequences fail with ModelUnavailable, and then nothing here touches it.
+
+        With a parking, what its slots hold is saved before that.
+        """
         done: Future[None] = Future()
         engine.detached = True
         self.post(self._detach, engine, done)
@@ -231,6 +135,7 @@ class Lane:
                 return
             self._do(action, arguments)
             self._fail_everything()
+            self._finish_savings()
 
     def poster(self, loop: asyncio.AbstractEventLoop) -> Poster:
         """The poster of a loop; called on that loop's thread."""
@@ -244,16 +149,38 @@ class Lane:
     # -- lane thread
 
     def turn(self) -> bool:
-        """Read the inbox and do one step; whether there was one to do."""
+        """Read the inbox, save one slot and do one step; whether there was something to do."""
         inbox = self._inbox
         while not inbox.empty():
             self._do(*inbox.get())
+        saving = self._save_one()
         ready = [workload for workload in self._workloads if self._prepare(workload)]
         self.is_busy = bool(ready)
         if ready and not self._stopping:
             self._compute(ready)
         self._deliver()
-        return bool(ready)
+        return bool(ready) or saving
+
+    def save(self, workload: Workload, done: Future[int], *, give_back: bool) -> None:
+        """Save a workload's idle slots in the next turns; for ``Engine.park``."""
+        self._savings.append(Saving(workload, done, give_back))
+
+    def _save_one(self) -> bool:
+        """One slot of whoever asked first: whoever comes after him is done with when he is."""
+        if not self._savings:
+            return False
+        if not self._savings[0].step():
+            self._savings.popleft()
+        return True
+
+    def _finish_savings(self) -> None:
+        while self._save_one():
+            pass
+
+    def _wake(self) -> None:
+        """Have the lane look at its workloads, on any thread; after the end there is nothing to see."""
+        if not self._ended:
+            self._inbox.put((lambda: None, ()))
 
     def _run(self) -> None:
         logger.debug("the lane runs on thread %d", threading.get_native_id())
@@ -356,6 +283,8 @@ class Lane:
     def _attach(self, workload: Workload) -> None:
         workload.virtual_seconds = self._virtual_now
         self._workloads.append(workload)
+        if workload.parking is not None:
+            self._parkings.add(workload.parking)
 
     def _detach(self, engine: Engine, done: Future[None]) -> None:
         workload = engine._workload
@@ -365,7 +294,13 @@ class Lane:
         finally:
             if workload in self._workloads:
                 self._workloads.remove(workload)
-            done.set_result(None)
+            saved: Future[int] = Future()
+            saved.add_done_callback(lambda _: done.set_result(None))
+            # One that was asked for before must be over, too.
+            if workload.parking is not None or any(one.workload is workload for one in self._savings):
+                self.save(workload, saved, give_back=False)
+            else:
+                saved.set_result(0)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -377,6 +312,12 @@ class Lane:
             while not self._inbox.empty():
                 self._do(*self._inbox.get())
             self._fail_everything()
+            for workload in self._workloads:
+                if workload.parking is not None:
+                    self.save(workload, Future(), give_back=False)
+            self._finish_savings()
+        for parking in self._parkings:
+            parking.flush()
 
     def _fail_everything(self) -> None:
         error: ShardloadError = ShuttingDown()

@@ -91,6 +91,30 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def state_kind(self) -> str:
+        """All but the weights that decides whether a saved state fits: its numbers, who wrote it."""
+        ...
+
+    def state_bytes(self, slot: int) -> int:
+        """How much ``save`` would give."""
+        ...
+
+    def save(self, slot: int) -> memoryview:
+        """The KV of a slot as it is: a copy. Raises NativeError."""
+        ...
+
+    def restore(self, slot: int, state: memoryview) -> bool:
+        """Replace the KV of a slot by a saved one; False where it does not fit, and the slot is empty."""
+        ...
+
+    def give_back(self) -> int:
+        """Give the memory of a KV cache without content back to the system until it is used; the bytes.
+
+        0 where something is in the cache, or where it cannot be done.
+        """
+        ...
+
     def embedding(self, slot: int) -> NDArray[np.float32]:
         """The pooled embedding of a slot's sequence in the last decode: a copy."""
         ...

@@ -9,6 +9,9 @@ from shardload.engine.request import Delta, Finish, GenerationRequest, Timings, 
 from shardload.engine.text import TextAssembler
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from shardload.engine.parking import Found, State
     from shardload.engine.runner import Sink, TokenSampler
     from shardload.engine.slots import Slot
 
@@ -30,8 +33,10 @@ class Sequence:
         "completion_limit",
         "completion_tokens",
         "done",
+        "fetch",
         "first_token_at",
         "flush",
+        "found",
         "held_logprobs",
         "held_tokens",
         "last_step",
@@ -74,6 +79,9 @@ class Sequence:
         self.held_logprobs: list[TokenLogprob] = []
         self.sampler: TokenSampler | None = None
         self.slot: Slot | None = None
+        # What is parked of it, looked for once, and its state as soon as that is in memory.
+        self.found: Found | None = None
+        self.fetch: Future[State | None] | None = None
         self.arrival, self.last_step = arrival, 0
         self.produced = self.acknowledged = 0
         self.stalled = self.cancelled = self.done = False

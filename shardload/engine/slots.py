@@ -73,6 +73,11 @@ class SlotTable:
     def idle_count(self) -> int:
         return sum(not slot.busy for slot in self.slots)
 
+    @property
+    def idle_tokens(self) -> int:
+        """What idle slots hold; cells that some of them share are counted more than once."""
+        return sum(slot.length for slot in self.slots if not slot.busy)
+
     def place(self, prompt: Sequence[int], *, reuse: bool) -> Placement | None:
         """The best slot for a prompt; None while all are busy. Nothing changes before ``take``."""
         idle = [slot for slot in self.slots if not slot.busy]

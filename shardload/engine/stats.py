@@ -13,9 +13,12 @@ class EngineStats:
         "decode_steps_total",
         "failed_total",
         "finished_total",
+        "parked_total",
         "paused_total",
         "prompt_tokens_total",
         "queued",
+        "restored_tokens_total",
+        "restored_total",
         "running",
     )
 
@@ -30,3 +33,7 @@ class EngineStats:
         self.failed_total = 0
         self.paused_total = 0
         self.compute_seconds_total = 0.0
+        # Conversations that were saved, and that came back from where they were.
+        self.parked_total = 0
+        self.restored_total = 0
+        self.restored_tokens_total = 0
