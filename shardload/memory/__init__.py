@@ -7,6 +7,7 @@ from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process
 from shardload.memory.mapped import MappedFile, mapped_files
 from shardload.memory.pages import PAGE_BYTES, Range
 from shardload.memory.prefetch import Job, Prefetcher
+from shardload.memory.pressure import PressureWatch
 from shardload.memory.process import ProcessMemory
 from shardload.memory.residency import file_resident_bytes, resident_bytes, resident_pages
 from shardload.memory.streaming import Division, Streamer, StreamStats, divide
@@ -17,6 +18,7 @@ __all__ = [
     "Job",
     "MappedFile",
     "Prefetcher",
+    "PressureWatch",
     "ProcessMemory",
     "Range",
     "StreamStats",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -140,10 +139,6 @@ class Streamer:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            warnings.warn("unclosed streamer", ResourceWarning, stacklevel=1, source=self)
 
     def _check_open(self) -> None:
         if self._closed:
