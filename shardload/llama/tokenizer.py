@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,7 @@ class SharedVocabularies:
     def _identity(self, paths: Sequence[Path], gguf: GGUFFile | None) -> TokenizerIdentity | None:
         if os.environ.get(PRINTS_TOKENS):
             return None
-        try:
-            with nullcontext(gguf) if gguf is not None else GGUFFile(paths[0]) as file:
-                return identify(file)
-        except (GGUFError, OSError) as error:
-            # llama.cpp reads the file next, and has the last word on it.
-            logger.debug("the tokenizer of %s is not known: %s", paths[0], error)
-            return None
+        return identify(gguf) if gguf is not None else _identity_of(paths[0])
 
     def _enter(self, identity: TokenizerIdentity) -> _Loaded:
         with self._lock:
@@ -162,9 +156,11 @@ class _Loaded:
                     check_open=lambda: None,
                     adds_space=identity.adds_space,
                 )
-                if vocab.n_tokens != identity.n_tokens:
+                # A file may have been replaced meanwhile: its tokens would be taken for those of others.
+                now = _identity_of(paths[0])
+                if now is None or now.digest != self.digest or vocab.n_tokens != identity.n_tokens:
                     llama.lib.llama_model_free(pointer)
-                    raise LoadFailed(str(paths[0]), f"its vocabulary has {vocab.n_tokens} tokens")
+                    raise LoadFailed(str(paths[0]), "the vocabulary is not the one that its header has")
                 self.model, self.vocab = pointer, vocab
             return self.vocab
 
@@ -185,6 +181,16 @@ class _Loan:
     def check(self) -> None:
         if self.ended:
             raise HandleClosed(self.what)
+
+
+def _identity_of(path: Path) -> TokenizerIdentity | None:
+    try:
+        with GGUFFile(path) as file:
+            return identify(file)
+    except (GGUFError, OSError) as error:
+        # llama.cpp reads the file too, and has the last word on it.
+        logger.debug("the tokenizer of %s is not known: %s", path, error)
+        return None
 
 
 def _load_vocabulary(llama: Llama, paths: Sequence[Path]) -> Any:

@@ -423,8 +423,29 @@ def test_files_that_nobody_can_read_have_no_vocabulary_to_share(
         assert shared.acquire([path]) is None
 
 
+def test_a_file_replaced_meanwhile_is_not_taken_for_what_it_was(
+    two_paths: tuple[Path, Path],
+    shared: SharedVocabularies,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [(text.replace("the", "The"), score, kind) for text, score, kind in sentence_piece()]
+    other = write_llama(tmp_path / "other.gguf", tokens=words)
+    really = module._load_vocabulary
+
+    def replaced_before(llama: Any, paths: Any) -> Any:
+        other.replace(paths[0])
+        return really(llama, paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_load_vocabulary", replaced_before)
+        assert shared.acquire([two_paths[0]]) is None
+    with Model.open([two_paths[1]]) as model:
+        assert model.vocab.piece(model.vocab.tokenize(" the", add_special=False)[-1]) == b" the"
+
+
 def test_an_open_header_is_read_where_it_is_given(
-    two_paths: tuple[Path, Path], shared: SharedVocabularies, tmp_path: Path
+    two_paths: tuple[Path, Path], shared: SharedVocabularies
 ) -> None:
     with GGUFFile(two_paths[0]) as file:
         vocab = shared.acquire([two_paths[0]], file)
