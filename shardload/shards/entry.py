@@ -48,7 +48,7 @@ class Entry:
     key: PackedKey
 
 
-class Record(msgspec.Struct, frozen=True, array_like=False, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True):
     """What is kept beside an entry's bytes. The time of its file is when the entry was last used."""
 
     version: int
@@ -56,12 +56,12 @@ class Record(msgspec.Struct, frozen=True, array_like=False, forbid_unknown_field
     nbytes: int
     sha256: str
     file: str
-    """The `FileIdentity` of the bytes when they were written, or looked at last."""
+    """What lasts of the `FileIdentity` of the bytes when they were written, or looked at last."""
     verified: float
 
     def fits(self, identity: FileIdentity) -> bool:
         """Whether the file of the bytes is still the one that was looked at."""
-        return identity.size == self.nbytes and FileIdentity.parse(self.file).same(identity)
+        return identity.size == self.nbytes and identity.lasting == self.file
 
 
 def encode_record(record: Record) -> bytes:
@@ -73,7 +73,6 @@ def decode_record(data: bytes) -> Record | None:
     """Read a record; None for one that is damaged or of another version."""
     try:
         record = msgspec.json.decode(data, type=Record)
-        FileIdentity.parse(record.file)
     except ValueError:
         return None
     return record if record.version == RECORD_VERSION and record.nbytes > 0 else None

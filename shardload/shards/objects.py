@@ -99,7 +99,9 @@ class Objects:
             with locked(self._lock_path):
                 # A new name changes the inode's time, so that the record can only come after it.
                 identity = FileIdentity.of(part.commit(path))
-                record = Record(RECORD_VERSION, key, len(data), hash_.hexdigest(), str(identity), time.time())
+                record = Record(
+                    RECORD_VERSION, key, len(data), hash_.hexdigest(), identity.lasting, time.time()
+                )
                 status = write_whole(self._record_path(key.id), encode_record(record))
                 sync_directory(self.directory)
         return Found(record, status.st_mtime_ns, path, identity)
@@ -127,7 +129,7 @@ class Objects:
         finally:
             os.close(descriptor)
         old = found.record
-        record = Record(old.version, old.key, old.nbytes, old.sha256, str(identity), time.time())
+        record = Record(old.version, old.key, old.nbytes, old.sha256, identity.lasting, time.time())
         with contextlib.suppress(OSError), locked(self._lock_path):
             if found.path.exists():
                 write_whole(self._record_path(found.path.name), encode_record(record))
