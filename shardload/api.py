@@ -245,11 +245,13 @@ def open(  # noqa: A001
     slots: int | None = None,
     threads: int | None = None,
     gpu_layers: int | None = None,
+    config: PathText | Config | None = None,
 ) -> OpenModel:
     """Open one GGUF file (any part of a split one) and keep it open until it is closed.
 
     ``ctx`` is the context in tokens (default: the model's, at most 4096), ``slots`` how many requests it
-    answers at once, ``threads`` those that compute. Raises GGUFError, ConfigError and ModelUnavailable.
+    answers at once, ``threads`` those that compute, ``config`` a configuration to start from, which names no
+    models. Raises GGUFError, ConfigError and ModelUnavailable.
 
     >>> with shardload.open(path) as model:
     ...     for piece in model.generate("Once upon a time there", stream=True, max_tokens=3, temperature=0):
@@ -260,7 +262,9 @@ def open(  # noqa: A001
     """
     if Path(path).is_dir():
         raise NotGGUF(path, "is a folder: shardload.Manager serves all models of one")
-    manager = Manager(path, ctx=ctx, slots=slots, threads=threads, gpu_layers=gpu_layers, keep_alive=-1)
+    manager = Manager(
+        path, ctx=ctx, slots=slots, threads=threads, gpu_layers=gpu_layers, keep_alive=-1, config=config
+    )
     try:
         for error in manager.problems.values():
             raise error

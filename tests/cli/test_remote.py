@@ -78,7 +78,7 @@ def test_ps_shows_where_the_bytes_are(invoke: Invoke, fake_server: FakeServer) -
     [
         ("open", 1.0, "open, 100 % warm"),
         ("open", 0.999, "open, 99 % warm"),
-        ("parked", 0.001, "parked, 1 % warm"),
+        ("parked", 0.001, "parked, <1 % warm"),
         ("streaming", 0.4, "streaming, 40 % warm"),
         ("closed", 0.0, "closed"),
         ("closed", 0.5, "closed, 50 % warm"),

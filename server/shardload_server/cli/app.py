@@ -6,6 +6,7 @@ Nothing heavy may be imported here, the engine least of all: ``shardload --help`
 from __future__ import annotations
 
 import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,24 @@ import typer
 from typer.core import TyperGroup
 
 from shardload_server.cli import console
+from shardload_server.cli.options import (
+    DEFAULT_URL,
+    ConfigOption,
+    JsonOption,
+    KeyOption,
+    ModelArgument,
+    StoreOption,
+    UrlOption,
+)
+from shardload_server.cli.store_app import store_app
 
-DEFAULT_URL = "http://127.0.0.1:8080"
+
+class KvType(StrEnum):
+    """What keys and values may be kept as."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
 
 
 class Commands(TyperGroup):
@@ -45,6 +62,7 @@ config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look
 route_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the routing rules.")
 app.add_typer(config_app, name="config")
 app.add_typer(route_app, name="route")
+app.add_typer(store_app, name="store")
 
 
 def _version(wanted: bool) -> None:
@@ -53,27 +71,6 @@ def _version(wanted: bool) -> None:
 
         typer.echo(f"shardload {version('shardload')}")
         raise typer.Exit
-
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A shardload.toml.")]
-UrlOption = Annotated[
-    str,
-    typer.Option(
-        "--url", envvar="SHARDLOAD_URL", show_envvar=False, metavar="URL", help="The server.  [SHARDLOAD_URL]"
-    ),
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        envvar="SHARDLOAD_API_KEY",
-        show_envvar=False,
-        metavar="KEY",
-        help="Its key.  [SHARDLOAD_API_KEY]",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
 
 
 @app.callback()
@@ -113,6 +110,10 @@ def serve(
     parallel: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=256, help="Requests at once per model.  [4]")
     ] = None,
+    kv_type: Annotated[
+        KvType | None,
+        typer.Option("--kv-type", metavar="TYPE", help="Of keys and values: f16, q8_0 or q4_0.  [f16]"),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Compute threads.  [all physical cores]")
     ] = None,
@@ -128,6 +129,7 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file with one key per line.")
     ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Serve models behind one OpenAI-compatible port."""
     from shardload_server.cli import serve as command
@@ -140,10 +142,12 @@ def serve(
         budget=budget,
         ctx=ctx,
         parallel=parallel,
+        kv_type=kv_type,
         threads=threads,
         gpu_layers=gpu_layers,
         api_keys=tuple(api_key or ()),
         api_key_file=api_key_file,
+        store=store,
     )
     command.serve(options, debug=context.find_root().params["debug"])
 
@@ -161,6 +165,7 @@ def run(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Same seed, same text.")] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer.")] = None,
     ctx: Annotated[int | None, typer.Option(metavar="N", min=0, help="Context tokens (files only).")] = None,
+    store: StoreOption = None,
 ) -> None:
     """Chat in the terminal, with a file or a running server."""
     from shardload_server.cli import run as command
@@ -175,6 +180,7 @@ def run(
         seed=seed,
         max_tokens=max_tokens,
         ctx=ctx,
+        store=store,
     )
     command.run(options, prompt)
 
@@ -237,26 +243,52 @@ def pin(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or any part of a split one.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="GGUF files; any part of a split one.")
+    ],
+    shards: Annotated[bool, typer.Option("--shards", help="List what comes and goes as one.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every key.")] = False,
     ctx: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Context to count KV bytes for.")
     ] = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a GGUF file, and what of it is in memory."""
+    """Show what is in a GGUF file and in memory, or what several share."""
+    if len(files) > 1:
+        from shardload_server.cli import compare
+
+        if tensors or metadata or ctx:
+            console.fail("--tensors, --metadata and --ctx are for one file", 2)
+        compare.compare_files(files, store, every_shard=shards, as_json=as_json)
+        return
     from shardload_server.cli import inspect as command
 
-    command.inspect(file, tensors=tensors, metadata=metadata, ctx_tokens=ctx, as_json=as_json)
+    options = command.InspectOptions(shards, tensors, metadata, ctx, as_json)
+    command.inspect(files[0], options)
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def pack(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="GGUF files; any part of a split one.")
+    ],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack models into the store, so that their first open is fast."""
+    from shardload_server.cli import pack as command
+
+    command.pack_files(files, store, as_json=as_json)
+
+
+@app.command()
+def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Check what this machine and this build can do."""
     from shardload_server.cli import doctor as command
 
-    command.doctor(as_json=as_json)
+    command.doctor(store, as_json=as_json)
 
 
 @config_app.command("check")

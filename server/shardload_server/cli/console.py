@@ -90,8 +90,9 @@ def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
 
 def percent(share: float) -> str:
     """A share in whole percent; 0 and 100 stand for none and all alone."""
-    rounded = round(100 * share)
-    return f"{min(max(rounded, 1 if share > 0 else 0), 99 if share < 1 else 100)} %"
+    if 0 < share < 0.01:
+        return "<1 %"
+    return f"{min(round(100 * share), 99 if share < 1 else 100)} %"
 
 
 def print_json(value: object) -> None:

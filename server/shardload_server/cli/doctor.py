@@ -6,9 +6,7 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import psutil
 import typer
 
@@ -16,27 +14,21 @@ from shardload._version import __version__
 from shardload.errors import UnsupportedLlama, format_bytes
 from shardload.llama.facts import LlamaFacts, llama_facts
 from shardload.memory import available_bytes, cgroup_limit_bytes
+from shardload.memory.pressure import Trigger, pressure_files
 from shardload_server.cli import console
+from shardload_server.cli.checks import Check, Verdict
+from shardload_server.cli.storage import store_check
 
-Verdict = Literal["ok", "note", "bad"]
 STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
 PACKAGES = ("gguf", "numpy", "starlette", "uvicorn", "httptools", "cffi", "msgspec")
 FEW_FILES = 1024
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at; ``bad`` is what keeps shardload from working as it should."""
-
-    name: str
-    verdict: Verdict
-    detail: str
-
-
-def doctor(*, as_json: bool) -> None:
+def doctor(store: str | None, *, as_json: bool) -> None:
     """Print what was found; exit code 1 when something cannot be used."""
     from rich.text import Text
 
-    checks = [_versions(), *_llama(), _cpu(), _memory(), _limits()]
+    checks = [_versions(), *_llama(), _cpu(), _memory(), pressure_check(), _limits(), store_check(store)]
     if as_json:
         console.print_json(checks)
     else:
@@ -102,6 +94,15 @@ def _memory() -> Check:
     total, available, limit = psutil.virtual_memory().total, available_bytes(), cgroup_limit_bytes()
     group = f"limit of the control group {format_bytes(limit)}" if limit else "no control group limits it"
     return Check("memory", "ok", f"{format_bytes(available)} available of {format_bytes(total)}; {group}")
+
+
+def pressure_check(root: Path = Path("/")) -> Check:
+    """How a want of memory of others is noticed."""
+    trigger = Trigger.open(pressure_files(root))
+    if trigger is None:
+        return Check("pressure", "ok", "the kernel has no alarm for us: memory is looked at every second")
+    trigger.close()
+    return Check("pressure", "ok", f"the kernel's alarm at {trigger.path}")
 
 
 def _limits() -> Check:

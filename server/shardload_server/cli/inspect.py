@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardload.errors import format_bytes
 from shardload.gguf import GGUFFile
 from shardload_server.cli import console
-from shardload_server.cli.inspection import Block, Inspection, KeyValues, Pages, Residency, inspect_file
+from shardload_server.cli.inspection import (
+    Block,
+    Inspection,
+    KeyValues,
+    Pages,
+    Residency,
+    ShardLine,
+    TensorLine,
+    inspect_file,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,15 +35,32 @@ VOCABULARY_KINDS = {
     "rwkv": "RWKV",
 }
 DEFAULT_CTX_TOKENS = 4096
+MENTIONED_SHARE = 0.01
 
 
-def inspect(path: Path, *, tensors: bool, metadata: bool, ctx_tokens: int | None, as_json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class InspectOptions:
+    """What is asked for beside the facts."""
+
+    shards: bool = False
+    tensors: bool = False
+    metadata: bool = False
+    ctx_tokens: int | None = None
+    as_json: bool = False
+
+
+def inspect(path: Path, options: InspectOptions) -> None:
     """Print what is in a file; raises GGUFError for one that is not a model."""
     with GGUFFile.open(path) as gguf:
         found = inspect_file(
-            gguf, _residency(gguf), _key_values(gguf, ctx_tokens), tensors=tensors, metadata=metadata
+            gguf,
+            _residency(gguf),
+            _key_values(gguf, options.ctx_tokens),
+            shards=options.shards,
+            tensors=options.tensors,
+            metadata=options.metadata,
         )
-    if as_json:
+    if options.as_json:
         console.print_json(found)
         return
     out = console.stdout()
@@ -69,7 +97,8 @@ def _key_values(gguf: GGUFFile, ctx_tokens: int | None) -> KeyValues:
 
 
 def _pages(found: Inspection) -> list[RenderableType]:
-    parts: list[RenderableType] = [_title(found), _facts(found), "", _block_table(found)]
+    table = _block_table(found) if found.shards is None else _shard_table(found.shards)
+    parts: list[RenderableType] = [_title(found), _facts(found), "", table]
     if found.tensors is not None:
         parts += ["", _tensor_table(found)]
     if found.metadata is not None:
@@ -157,22 +186,36 @@ def _kv_line(values: KeyValues) -> str:
 def _share(resident: int | None, total: int) -> str:
     if resident is None:
         return "not to be known on this system"
-    return f"{format_bytes(resident)} of {format_bytes(total)} ({100 * resident / max(total, 1):.0f} %)"
+    return f"{format_bytes(resident)} of {format_bytes(total)} ({console.percent(resident / max(total, 1))})"
 
 
 def _block_table(found: Inspection) -> Table:
     made = console.table("part", "tensors", "bytes", "in memory", "", numbers=("tensors", "bytes", ""))
     for block in found.blocks:
-        percent = (
-            "?"
-            if block.resident_bytes is None
-            else f"{100 * block.resident_bytes / max(block.bytes, 1):.0f} %"
-        )
-        made.add_row(block.name, str(block.tensors), format_bytes(block.bytes), bar(block), percent)
+        made.add_row(block.name, str(block.tensors), format_bytes(block.bytes), bar(block), _percent(block))
     return made
 
 
-def bar(block: Block) -> Text:
+def _shard_table(shards: Sequence[ShardLine]) -> Table:
+    made = console.table("shard", "types", "bytes", "in memory", "", numbers=("bytes", ""))
+    for shard in shards:
+        made.add_row(shard.name, _types(shard), format_bytes(shard.bytes), bar(shard), _percent(shard))
+    return made
+
+
+def _types(shard: ShardLine) -> str:
+    """The types that make up most of a shard; norms of a few bytes are not worth a word."""
+    named = [kind for kind, nbytes in shard.types.items() if nbytes >= MENTIONED_SHARE * shard.bytes]
+    return " ".join(named)
+
+
+def _percent(line: Block | ShardLine | TensorLine) -> str:
+    if line.resident_bytes is None:
+        return "?"
+    return console.percent(line.resident_bytes / max(line.bytes, 1))
+
+
+def bar(block: Block | ShardLine) -> Text:
     """The block's bytes from left to right: full cells are in memory, shaded ones in part, light ones not."""
     from rich.text import Text
 
@@ -191,8 +234,7 @@ def _tensor_table(found: Inspection) -> Table:
     made = console.table("tensor", "type", "shape", "bytes", "in memory", numbers=("bytes", "in memory"))
     for line in found.tensors or ():
         shape = " x ".join(str(extent) for extent in line.shape)
-        share = "?" if line.resident_bytes is None else f"{100 * line.resident_bytes / line.bytes:.0f} %"
-        made.add_row(line.name, line.type, shape, format_bytes(line.bytes), share)
+        made.add_row(line.name, line.type, shape, format_bytes(line.bytes), _percent(line))
     return made
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from shardload.gguf import GGUFFile, MetadataArray, TensorInfo, block_name
+from shardload.shards.shard import shards_of
 
 BAR_CELLS = 32
 PREVIEW_ELEMENTS = 5
@@ -17,11 +19,41 @@ PREVIEW_ELEMENTS = 5
 Pages = npt.NDArray[np.bool_]
 
 
+class Located(Protocol):
+    """Bytes of a file, or of a part of a split one: a tensor, for example."""
+
+    @property
+    def part(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes that are less than a tensor."""
+
+    part: int
+    offset: int
+    nbytes: int
+
+
 class Block(msgspec.Struct, frozen=True):
     """The tensors of one transformer block, or what stands outside of all; ``cells`` are shares of 1."""
 
     name: str
     tensors: int
+    bytes: int
+    resident_bytes: int | None
+    cells: tuple[float, ...] = ()
+
+
+class ShardLine(msgspec.Struct, frozen=True):
+    """What comes and goes as one; ``types`` has the bytes of each tensor type, ``cells`` shares of 1."""
+
+    name: str
+    types: dict[str, int]
     bytes: int
     resident_bytes: int | None
     cells: tuple[float, ...] = ()
@@ -75,6 +107,7 @@ class Inspection(msgspec.Struct, frozen=True):
     key_values: KeyValues
     resident_bytes: int | None
     blocks: tuple[Block, ...]
+    shards: tuple[ShardLine, ...] | None = None
     tensors: tuple[TensorLine, ...] | None = None
     metadata: dict[str, Any] | None = None
 
@@ -108,7 +141,13 @@ class Residency:
 
 
 def inspect_file(
-    gguf: GGUFFile, residency: Residency, key_values: KeyValues, *, tensors: bool, metadata: bool
+    gguf: GGUFFile,
+    residency: Residency,
+    key_values: KeyValues,
+    *,
+    shards: bool = False,
+    tensors: bool = False,
+    metadata: bool = False,
 ) -> Inspection:
     """Gather what is asked for of an open file."""
     known = residency.known
@@ -135,6 +174,7 @@ def inspect_file(
         key_values=key_values,
         resident_bytes=sum(block.resident_bytes or 0 for block in blocks) if known else None,
         blocks=blocks,
+        shards=tuple(_shards(gguf.tensors, residency)) if shards else None,
         tensors=tuple(_tensor_lines(gguf, residency)) if tensors else None,
         metadata={key: _preview(value) for key, value in gguf.metadata.items()} if metadata else None,
     )
@@ -160,14 +200,32 @@ def _blocks(tensors: Iterable[TensorInfo], residency: Residency) -> Iterable[Blo
     for tensor in sorted(tensors, key=lambda tensor: (tensor.part, tensor.offset)):
         groups.setdefault(block_name(tensor.name), []).append(tensor)
     for name, members in groups.items():
-        cells = bar_cells(members, residency) if residency.known else ()
-        resident = sum(_resident(tensor, residency) or 0 for tensor in members) if residency.known else None
-        yield Block(name, len(members), sum(tensor.nbytes for tensor in members), resident, cells)
+        nbytes = sum(tensor.nbytes for tensor in members)
+        yield Block(name, len(members), nbytes, *_resident_and_cells(members, residency))
 
 
-def bar_cells(
-    tensors: Sequence[TensorInfo], residency: Residency, count: int = BAR_CELLS
-) -> tuple[float, ...]:
+def _shards(tensors: Mapping[str, TensorInfo], residency: Residency) -> Iterable[ShardLine]:
+    for shard in shards_of(tensors.values()):
+        types: dict[str, int] = {}
+        extents = []
+        for piece in shard.pieces:
+            tensor = tensors[piece.tensor]
+            types[tensor.type.name] = types.get(tensor.type.name, 0) + piece.nbytes
+            extents.append(Extent(tensor.part, tensor.offset + piece.offset, piece.nbytes))
+        types = dict(sorted(types.items(), key=lambda entry: -entry[1]))
+        yield ShardLine(shard.name, types, shard.nbytes, *_resident_and_cells(extents, residency))
+
+
+def _resident_and_cells(
+    extents: Sequence[Located], residency: Residency
+) -> tuple[int | None, tuple[float, ...]]:
+    if not residency.known:
+        return None, ()
+    resident = sum(residency.resident_bytes(each.part, each.offset, each.nbytes) for each in extents)
+    return resident, bar_cells(extents, residency)
+
+
+def bar_cells(tensors: Sequence[Located], residency: Residency, count: int = BAR_CELLS) -> tuple[float, ...]:
     """The bytes of some tensors, one after the other in equal cells: what share of each is in memory."""
     total = sum(tensor.nbytes for tensor in tensors)
     count = max(1, min(count, total))

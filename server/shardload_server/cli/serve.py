@@ -12,6 +12,7 @@ import msgspec
 from shardload.config import Config, load_config, parse_bytes
 from shardload.errors import ConfigError, format_bytes
 from shardload_server.cli import console
+from shardload_server.cli.location import store_config
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,10 +32,12 @@ class ServeOptions:
     budget: str | None = None
     ctx: int | None = None
     parallel: int | None = None
+    kv_type: str | None = None
     threads: int | None = None
     gpu_layers: int | None = None
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
+    store: str | None = None
 
 
 def configure(options: ServeOptions) -> Config:
@@ -59,9 +62,11 @@ def configure(options: ServeOptions) -> Config:
             config.engine,
             ctx=options.ctx,
             parallel=options.parallel,
+            kv_type=str(options.kv_type) if options.kv_type else None,
             threads=options.threads,
             gpu_layers=options.gpu_layers,
         ),
+        store=store_config(options.store, config.store),
     )
 
 

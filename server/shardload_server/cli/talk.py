@@ -28,6 +28,7 @@ class RunOptions:
     seed: int | None = None
     max_tokens: int | None = None
     ctx: int | None = None
+    store: str | None = None
 
     def sampling(self) -> dict[str, Any]:
         """The options of an answer that were given."""
@@ -57,9 +58,12 @@ class FileTalker:
 
     def __init__(self, options: RunOptions) -> None:
         import shardload
+        from shardload.config import Config, StoreConfig
+        from shardload_server.cli.location import store_config
 
         self._options = options
-        self._model = shardload.open(Path(options.model).expanduser(), ctx=options.ctx)
+        config = Config(store=store_config(options.store, StoreConfig()))
+        self._model = shardload.open(Path(options.model).expanduser(), ctx=options.ctx, config=config)
 
     def answer(self, messages: Messages) -> Generator[str, None, None]:
         """Stream one answer."""

@@ -1,0 +1,105 @@
+"""``shardload pack``: have models in the packed store before anybody asks them anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from shardload.errors import UnsupportedLlama, format_bytes
+from shardload.gguf import GGUFFile
+from shardload.shards.store import Store
+from shardload_server.cli import console
+from shardload_server.cli.location import open_store
+from shardload_server.cli.progress import Report, byte_bar
+
+CANNOT_PACK = "where this llama.cpp keeps packed weights cannot be told: see `shardload doctor`"
+
+Pack = Callable[["Sequence[Path]", Store, Report], "PackedBytes"]
+"""Packs one model, given by its parts, into a store. Raises StoreFull, StoreUnavailable, LoadFailed."""
+
+
+class PackedBytes(msgspec.Struct, frozen=True):
+    """Bytes of one model that are in the store now; none for one whose types have no packed order here."""
+
+    written: int
+    there_before: int
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """What became of one file."""
+
+    path: str
+    written_bytes: int
+    there_before_bytes: int
+    seconds: float
+
+
+def pack_files(paths: Sequence[Path], option: str | None, *, as_json: bool, pack: Pack | None = None) -> None:
+    """Pack files one after the other; what is in the store already is left as it is."""
+    store = open_store(option)
+    pack = pack or pack_model
+    done: list[Packed] = []
+    for parts in _models(paths):
+        started = time.perf_counter()
+        with byte_bar("loading") as report:
+            found = pack(parts, store, report)
+        done.append(
+            Packed(str(parts[0]), found.written, found.there_before, round(time.perf_counter() - started, 3))
+        )
+        if not as_json:
+            console.stdout().print(line(done[-1]), soft_wrap=True)
+    if as_json:
+        console.print_json(done)
+
+
+def _models(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """Each model's parts; raises a GGUFError before anything is packed."""
+    models: dict[tuple[Path, ...], None] = {}
+    for path in paths:
+        with GGUFFile.open(path.expanduser()) as file:
+            models[tuple(part.absolute() for part in file.paths)] = None
+    return list(models)
+
+
+def line(packed: Packed) -> str:
+    """What became of a file, in words."""
+    name = Path(packed.path).name
+    if packed.written_bytes:
+        before = (
+            f"; {format_bytes(packed.there_before_bytes)} were there" if packed.there_before_bytes else ""
+        )
+        return f"{name}: packed {format_bytes(packed.written_bytes)} in {packed.seconds:.1f} s{before}"
+    if packed.there_before_bytes:
+        return f"{name}: is packed already ({format_bytes(packed.there_before_bytes)})"
+    return f"{name}: nothing to pack: this processor computes on it as it lies in the file"
+
+
+def pack_model(paths: Sequence[Path], store: Store, report: Report) -> PackedBytes:
+    """Open a model as a server would, and write behind it what llama.cpp packed."""
+    from shardload.llama import Model, ModelParams
+    from shardload.llama.packing import pack
+    from shardload.shards.pantry import Pantry, packing_build
+
+    size = sum(path.stat().st_size for path in paths)
+
+    def loaded(fraction: float) -> bool:
+        report(int(fraction * size), size)
+        return True
+
+    with closing(Pantry(store, packing_build())) as pantry:
+        params = ModelParams(use_extra_bufts=True, shelf=pantry.shelf(paths))
+        with Model.open(paths, params, loaded) as model:
+            if not model.tensors:
+                raise UnsupportedLlama(CANNOT_PACK)
+            before = sum(
+                packing.place.length
+                for placed in model.tensors
+                if (packing := placed.packing) is not None and not packing.is_private
+            )
+            private = model.private_tensor_bytes
+            pack(model, pantry, progress=lambda stage, done, total: report(done, total, stage))
+            return PackedBytes(private - model.private_tensor_bytes, before)

@@ -1,0 +1,183 @@
+"""``shardload store``: what is in the packed store, and what is to leave it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import typer
+
+from shardload.config import parse_bytes
+from shardload.errors import ConfigError, NativeError, format_bytes
+from shardload.shards.store import PruneReport, Store
+from shardload_server.cli import console
+from shardload_server.cli.location import open_store
+from shardload_server.cli.progress import byte_bar
+from shardload_server.cli.stored import Stored, StoredModel, ago, summarise
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ID_LETTERS = 12
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """What ``shardload store verify`` found."""
+
+    directory: str
+    whole: int
+    damaged: tuple[str, ...]
+    unreadable: int
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """What left the store, and what stays because running processes use it."""
+
+    directory: str
+    entries: int
+    bytes: int
+    held_entries: int
+    held_bytes: int
+
+
+def list_store(option: str | None, *, every_entry: bool, as_json: bool) -> None:
+    """Print which models have what in the store."""
+    store = open_store(option)
+    users = {entry: [str(path) for path in paths] for entry, paths in store.users().items()}
+    found = summarise(
+        store.directory, store.limit_bytes, store.entries(), users, _build(), every_entry=every_entry
+    )
+    if as_json:
+        console.print_json(found)
+        return
+    out = console.stdout()
+    out.print(headline(found), soft_wrap=not out.is_terminal)
+    if found.models:
+        out.print()
+        out.print(_model_table(found.models))
+    if found.entries:
+        out.print()
+        out.print(_entry_table(found))
+    for line in remarks(found):
+        out.print(line, style="yellow")
+
+
+def headline(found: Stored) -> str:
+    """Where the store is, and how full."""
+    limit = f" of {format_bytes(found.limit_bytes)}" if found.limit_bytes else ""
+    return f"{found.directory}: {format_bytes(found.bytes)}{limit} in {found.count} tensors"
+
+
+def remarks(found: Stored) -> list[str]:
+    """What could be removed, and how."""
+    lines = []
+    if found.other_builds_bytes:
+        size = format_bytes(found.other_builds_bytes)
+        lines.append(f"{size} are of another llama.cpp or processor: `shardload store prune` removes them")
+    if found.unused_bytes:
+        lines.append(f"{format_bytes(found.unused_bytes)} are of model files that are gone or were replaced")
+    return lines
+
+
+def _model_table(models: tuple[StoredModel, ...]) -> Table:
+    made = console.table("model", "packed", "shared", "shared with", "last use", numbers=("packed", "shared"))
+    now = time.time()
+    for model in models:
+        made.add_row(
+            model.name,
+            format_bytes(model.bytes),
+            format_bytes(model.shared_bytes),
+            _few(model.shared_with),
+            ago(now - model.last_used),
+        )
+    return made
+
+
+def _few(names: tuple[str, ...], most: int = 2) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _entry_table(found: Stored) -> Table:
+    made = console.table("entry", "type", "shape", "bytes", "last use", "models", numbers=("bytes",))
+    now = time.time()
+    for entry in found.entries or ():
+        made.add_row(
+            entry.id[:ID_LETTERS],
+            entry.type,
+            " x ".join(map(str, entry.shape)),
+            format_bytes(entry.bytes),
+            ago(now - entry.last_used),
+            _few(entry.models),
+        )
+    return made
+
+
+def verify(option: str | None, *, as_json: bool) -> None:
+    """Look at every byte; exit code 1 when something was damaged or could not be read."""
+    store = open_store(option)
+    with byte_bar("verifying") as report:
+        looked = store.verify(report)
+    found = Verified(
+        str(store.directory),
+        len(looked.checked),
+        tuple(entry.id for entry in looked.damaged),
+        looked.unreadable,
+    )
+    if as_json:
+        console.print_json(found)
+    else:
+        size = format_bytes(sum(entry.nbytes for entry in looked.checked))
+        console.stdout().print(f"{found.whole} tensors are whole ({size})")
+        if found.damaged:
+            console.complain(f"{len(found.damaged)} were damaged and are removed; they will be packed again")
+        if found.unreadable:
+            console.complain(f"{found.unreadable} cannot be read")
+    if found.damaged or found.unreadable:
+        raise typer.Exit(1)
+
+
+def prune(option: str | None, *, limit: str | None, as_json: bool) -> None:
+    """Remove what this build cannot use and, for a limit, what was unused for longest."""
+    store = open_store(option)
+    _tell_removed(store, store.prune(_limit_bytes(limit), keep_build=_build()), as_json=as_json)
+
+
+def _limit_bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--limit: {error}") from error
+
+
+def clear(option: str | None, *, as_json: bool) -> None:
+    """Remove everything."""
+    store = open_store(option)
+    _tell_removed(store, store.clear(), as_json=as_json)
+
+
+def _tell_removed(store: Store, report: PruneReport, *, as_json: bool) -> None:
+    held_bytes = sum(entry.nbytes for entry in report.held)
+    found = Removed(
+        str(store.directory), len(report.removed), report.freed_bytes, len(report.held), held_bytes
+    )
+    if as_json:
+        console.print_json(found)
+        return
+    out = console.stdout()
+    out.print(f"removed {found.entries} tensors, {format_bytes(found.bytes)}")
+    if found.held_entries:
+        out.print(f"{found.held_entries} stay ({format_bytes(held_bytes)}): a running process uses them")
+
+
+def _build() -> str | None:
+    """The build that this process would pack for; None without a llama.cpp that can be used."""
+    from shardload.shards.pantry import packing_build
+
+    try:
+        return packing_build()
+    except (OSError, NativeError):
+        return None

@@ -1,0 +1,55 @@
+"""``shardload store`` and its commands; the work is in a module that is imported when one runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shardload_server.cli.options import JsonOption, StoreOption
+
+store_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at the packed store, and make room in it."
+)
+
+
+@store_app.command("list")
+def list_store(
+    every_entry: Annotated[bool, typer.Option("--entries", help="List every tensor.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which models are packed, what they share, and their last use."""
+    from shardload_server.cli import store as command
+
+    command.list_store(store, every_entry=every_entry, as_json=as_json)
+
+
+@store_app.command()
+def verify(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Look at every byte; what is damaged is removed, and packed again later."""
+    from shardload_server.cli import store as command
+
+    command.verify(store, as_json=as_json)
+
+
+@store_app.command()
+def prune(
+    limit: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Remove the longest unused down to this: 10GiB.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what is for another llama.cpp or processor."""
+    from shardload_server.cli import store as command
+
+    command.prune(store, limit=limit, as_json=as_json)
+
+
+@store_app.command()
+def clear(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Remove everything; models that are open go on."""
+    from shardload_server.cli import store as command
+
+    command.clear(store, as_json=as_json)

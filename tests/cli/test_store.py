@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from shardload.shards.entry import PackedKey
+from shardload.shards.store import Store
+from shardload_server.cli import store as command
+from shardload_server.cli.stored import Stored
+
+Invoke = Callable[..., Result]
+ENTRY_BYTES = 4096
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store of two tensors of this build and one of another."""
+    monkeypatch.setenv("SHARDLOAD_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(command, "_build", lambda: "here")
+    made = Store(tmp_path / "store", reserve_bytes=0)
+    for name, build in (("a", "here"), ("b", "here"), ("c", "there")):
+        key = PackedKey(name * 64, "Q4_K", (64, 64), "CPU_REPACK", build)
+        made.write(key, memoryview(name.encode() * ENTRY_BYTES))
+    return made
+
+
+def test_list(invoke: Invoke, store: Store) -> None:
+    result = invoke("store", "list", "--entries")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert "12.0 KiB of 20.0 GiB in 3 tensors" in text
+    assert "4.0 KiB are of another llama.cpp or processor" in text
+    assert "64 x 64 4.0 KiB just now" in text
+    assert max(map(len, result.stdout.splitlines()[1:])) <= 80
+
+
+def test_list_as_json(invoke: Invoke, store: Store) -> None:
+    found = json.loads(invoke("store", "list", "--json").stdout)
+    assert (found["bytes"], found["count"], found["other_builds_bytes"]) == (12288, 3, 4096)
+    assert found["directory"] == str(store.directory)
+    assert found["entries"] is None
+
+
+def test_a_store_that_is_not_there_is_empty(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_build", lambda: None)
+    result = invoke("store", "list", "--store", tmp_path / "none")
+    assert result.exit_code == 0
+    assert "0 B of 20.0 GiB in 0 tensors" in " ".join(result.stdout.split())
+    assert not (tmp_path / "none").exists()
+
+
+def test_verify(invoke: Invoke, store: Store) -> None:
+    result = invoke("store", "verify")
+    assert result.exit_code == 0
+    assert result.stdout == "3 tensors are whole (12.0 KiB)\n"
+
+
+def test_verify_finds_a_flipped_byte(invoke: Invoke, store: Store) -> None:
+    path = store.entries()[0].path
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    result = invoke("store", "verify")
+    assert result.exit_code == 1
+    assert "2 tensors are whole" in result.stdout
+    assert "1 were damaged" in result.stderr
+    assert invoke("store", "verify").exit_code == 0
+
+
+def test_verify_as_json(invoke: Invoke, store: Store) -> None:
+    found = json.loads(invoke("store", "verify", "--json").stdout)
+    assert found == {"directory": str(store.directory), "whole": 3, "damaged": [], "unreadable": 0}
+
+
+def test_prune_removes_what_this_build_cannot_use(invoke: Invoke, store: Store) -> None:
+    assert invoke("store", "prune").stdout == "removed 1 tensors, 4.0 KiB\n"
+    assert {entry.key.build for entry in store.entries()} == {"here"}
+
+
+def test_prune_to_a_limit(invoke: Invoke, store: Store) -> None:
+    found = json.loads(invoke("store", "prune", "--limit", "4KiB", "--json").stdout)
+    assert (found["entries"], found["bytes"], found["held_entries"]) == (2, 8192, 0)
+    assert len(store.entries()) == 1
+
+
+def test_what_is_in_use_stays(invoke: Invoke, store: Store) -> None:
+    with store.hold([entry for entry in store.entries() if entry.key.build == "there"]):
+        result = invoke("store", "prune")
+    assert "removed 0 tensors" in result.stdout
+    assert "1 stay (4.0 KiB): a running process uses them" in " ".join(result.stdout.split())
+
+
+def test_a_limit_that_is_none(invoke: Invoke, store: Store) -> None:
+    result = invoke("store", "prune", "--limit", "little")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("--limit: 'little' is not a size")
+
+
+def test_clear(invoke: Invoke, store: Store) -> None:
+    assert invoke("store", "clear").stdout == "removed 3 tensors, 12.0 KiB\n"
+    assert store.entries() == []
+
+
+@pytest.mark.parametrize("verb", ["list", "verify", "prune", "clear"])
+def test_off_is_no_store(invoke: Invoke, verb: str) -> None:
+    result = invoke("store", verb, "--store", "off")
+    assert result.exit_code == 1
+    assert "there is no store" in result.stderr
+
+
+def test_remarks_are_about_what_is_there() -> None:
+    full = Stored("/store", None, 10, 2, (), 3, 4)
+    assert len(command.remarks(full)) == 2
+    assert command.remarks(Stored("/store", None, 10, 2, (), 0, 0)) == []
+    assert command.headline(full) == "/store: 10 B in 2 tensors"
