@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fakes import FakeRunner
 
-from shardload.engine import Delta, Engine, Finish, GenerationRequest, Lane, SamplingParams
+from shardload.engine import Delta, Engine, Finish, GenerationRequest, Lane, Parking, SamplingParams
 from shardload.engine import Sequence as EngineSequence
 from shardload.errors import ShardloadError
 
@@ -65,8 +65,10 @@ class TurnedLane:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
 
-    def attach(self, runner: FakeRunner, name: str = "model", weight: float = 1.0) -> Engine:
-        return self.lane.attach(runner, name=name, weight=weight)
+    def attach(
+        self, runner: FakeRunner, name: str = "model", weight: float = 1.0, parking: Parking | None = None
+    ) -> Engine:
+        return self.lane.attach(runner, name=name, weight=weight, parking=parking)
 
     def submit(self, engine: Engine, prompt: Sequence[int], **options: object) -> Reader:
         """Greedy unless told otherwise."""

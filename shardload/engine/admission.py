@@ -87,7 +87,7 @@ class Admission:
         if sequence.solo:
             return False
         if sequence.fetch is None:
-            sequence.found = self._cache.find_parked(sequence.tokens, placement.cached_tokens)
+            sequence.found = self._cache.find_parked(sequence.tokens, placement)
             if sequence.found is None:
                 return False
             sequence.fetch = self._cache.fetch(sequence.found)
@@ -116,7 +116,7 @@ class Admission:
         """The tokens that are in the slot then, and those of them whose cells another one holds anyway."""
         found, fetch, used = sequence.found, sequence.fetch, self._roster.used_tokens
         sequence.found = sequence.fetch = None
-        if found is not None and fetch is not None and found.tokens > placement.cached_tokens:
+        if found is not None and fetch is not None and found.tokens > self._cache.usable_tokens(placement):
             state = self._cache.fetched(fetch)
             if state is not None and self._cache.has_room(found, used):
                 return self._cache.restore(placement.slot, found, state, used), 0

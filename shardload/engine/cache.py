@@ -24,7 +24,7 @@ class Cache:
     def __init__(self, runner: Runner, stats: EngineStats, parking: Parking | None) -> None:
         self._runner, self._stats, self._parking = runner, stats, parking
         self.table = SlotTable(runner.slots)
-        # Whether a parked state is of no use when some of it must be cut off.
+        # Whether a state is of no use when some of it must be cut off.
         self._whole_only = False
 
     def empty(self, slot: Slot) -> None:
@@ -41,6 +41,7 @@ class Cache:
                 runner.share(placement.source.index, slot.index, cached)
             if runner.forget(slot.index, cached):
                 return cached
+            self._whole_only = True
         except ValueError:  # a cache of separate parts
             pass
         # A recurrent state cannot go back: it can be continued, not shared in part.
@@ -50,10 +51,17 @@ class Cache:
 
     # -- parking
 
-    def find_parked(self, tokens: list[int], cached_tokens: int) -> Found | None:
-        """What is parked of a prompt, where that is worth more than the tokens that are in a slot."""
+    def usable_tokens(self, placement: Placement) -> int:
+        """What ``bring`` is expected to bring."""
+        source = placement.source or placement.slot
+        cut = self._whole_only and placement.cached_tokens < source.length
+        return 0 if cut else placement.cached_tokens
+
+    def find_parked(self, tokens: list[int], placement: Placement) -> Found | None:
+        """What is parked of a prompt, where that is worth more than what is in a slot."""
         if self._parking is None:
             return None
+        cached_tokens = self.usable_tokens(placement)
         # The last token is always computed: its logits are needed.
         found = self._parking.find(tokens[:-1], kind=self._runner.state_kind, whole=self._whole_only)
         if found is None or found.tokens - cached_tokens < MINIMUM_TOKENS:
