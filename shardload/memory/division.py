@@ -6,10 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shardload.memory.pages import PAGE_BYTES, Range, page_span
-
-# The kernel keeps files in pieces of up to this size, and gives away whole ones gladly.
-PIECE_BYTES = 2 * 2**20
+from shardload.memory.pages import PAGE_BYTES, PIECE_BYTES, Range, page_span
 
 
 @dataclass(frozen=True, slots=True)

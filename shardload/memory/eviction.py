@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.memory.advise import page_out, populate_read
-from shardload.memory.pages import PAGE_BYTES, Range, page_span
+from shardload.memory.pages import PAGE_BYTES, PIECE_BYTES, PageSpan, Range, page_span
 from shardload.memory.residency import resident_pages
 
 
@@ -26,12 +26,19 @@ def evict(place: Range) -> int | None:
     if not page_out(span.address, span.length) or before is None:
         return None if before is None else int(before.sum()) * PAGE_BYTES
     left = _resident(span.address, span.length)
-    if left.any() and (left.sum() < before.sum() or _leaves(span.address, left)):
+    if left.sum() == before.sum():
+        if not _leaves(span, left):
+            return int(left.sum()) * PAGE_BYTES
+        left = _resident(span.address, span.length)
+    # Once for what was not in the page table, and once for large pages that the range has a part of: those
+    # are split at first, and leave the table without leaving memory.
+    for _ in range(2):
         for start, pages in runs(left):
             # A page that went meanwhile is read again: few, and they leave with the others.
             populate_read(span.address + start * PAGE_BYTES, pages * PAGE_BYTES)
-        page_out(span.address, span.length)
-        left = _resident(span.address, span.length)
+        if left.any():
+            page_out(span.address, span.length)
+            left = _resident(span.address, span.length)
     return int(left.sum()) * PAGE_BYTES
 
 
@@ -48,9 +55,12 @@ def _resident(address: int, length: int) -> NDArray[np.bool_]:
     return pages
 
 
-def _leaves(address: int, pages: NDArray[np.bool_]) -> bool:
+def _leaves(span: PageSpan, left: NDArray[np.bool_]) -> bool:
     # Of a file of somebody else every page is said to be there: touching them would read them all.
-    probe = address + int(np.argmax(pages)) * PAGE_BYTES
-    populate_read(probe, PAGE_BYTES)
-    page_out(probe, PAGE_BYTES)
-    return not _resident(probe, PAGE_BYTES).any()
+    address = span.address + int(np.argmax(left)) * PAGE_BYTES
+    start = max(span.address, address // PIECE_BYTES * PIECE_BYTES)
+    length = min(span.address + span.length, start + PIECE_BYTES) - start
+    for _ in range(2):
+        populate_read(start, length)
+        page_out(start, length)
+    return not _resident(start, length).any()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 PAGE_BYTES = mmap.PAGESIZE
+# The kernel keeps files in pieces of up to this size, and gives away whole ones gladly.
+PIECE_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardload.memory import PAGE_BYTES, Range
-from shardload.memory.division import PIECE_BYTES, divide, subtract, total_bytes, without_overlaps
+from shardload.memory.division import divide, subtract, total_bytes, without_overlaps
+from shardload.memory.pages import PIECE_BYTES
 
 ranges = st.builds(
     lambda page, skip, length: Range(page * PAGE_BYTES + skip, length),

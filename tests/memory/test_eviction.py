@@ -7,6 +7,7 @@ import pytest
 
 from shardload.memory import PAGE_BYTES, Range, eviction, populate_read, resident_bytes
 from shardload.memory.eviction import evict, runs
+from shardload.memory.pages import PIECE_BYTES
 
 
 def test_pages_leave(mapped_file: Any) -> None:
@@ -74,7 +75,6 @@ class Kernel:
     [
         ("xxxxxxxx", "xxxxxxxx", []),
         ("xx..xx..", "xxx.xx.x", [(2, 3), (7, 8)]),
-        ("........", ".xx..x..", [(1, 2), (1, 3), (5, 6)]),
         ("........", "........", []),
     ],
 )
@@ -87,10 +87,35 @@ def test_what_is_not_in_the_page_table_is_asked_again(
     assert kernel.populated == populated
 
 
+def test_nothing_in_the_page_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel("." * 2048, ".xx..x.." * 256).replace(monkeypatch)
+    assert evict(Range(0, 2048 * PAGE_BYTES)) == 0
+    assert not kernel.cached.any()
+    # The first piece shows that pages leave; of the others only those are touched that are there.
+    first = PIECE_BYTES // PAGE_BYTES
+    assert kernel.populated[:4] == [(0, first), (0, first), (first + 1, first + 3), (first + 5, first + 6)]
+
+
+def test_large_pages_that_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel("........", "xxxxxxxx").replace(monkeypatch)
+    page_out = kernel.page_out
+    whole = [True]
+
+    def split(address: int, length: int) -> bool:
+        if not whole[0]:
+            return page_out(address, length)
+        whole[0] = not kernel.mapped.any()
+        kernel.mapped[:] = False
+        return True
+
+    monkeypatch.setattr(eviction, "page_out", split)
+    assert evict(Range(0, 8 * PAGE_BYTES)) == 0
+
+
 def test_a_file_of_somebody_else_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel("........", "........", owner=False).replace(monkeypatch)
     assert evict(Range(0, 8 * PAGE_BYTES)) == 8 * PAGE_BYTES
-    assert kernel.populated == [(0, 1)]
+    assert kernel.populated == [(0, 8)] * 2
 
 
 def test_where_nothing_can_leave(monkeypatch: pytest.MonkeyPatch) -> None:
