@@ -118,6 +118,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.missing: list[int] = []
+        self.waited = 0
         self.called = threading.Semaphore(0)
 
     def __call__(self, missing: int) -> None:
@@ -125,8 +126,10 @@ class Calls:
         self.called.release()
 
     def wait(self) -> int:
+        """The next one, in order."""
         assert self.called.acquire(timeout=SECONDS)
-        return self.missing[-1]
+        self.waited += 1
+        return self.missing[self.waited - 1]
 
 
 @pytest.fixture
