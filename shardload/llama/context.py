@@ -219,16 +219,16 @@ class Context(Handle):
         """A copy of a slot's KV, at the speed of memory. Raises NativeError."""
         state = scratch(self.state_bytes(slot))
         target = self._ffi.from_buffer("uint8_t[]", state)
-        if self._lib.llama_state_seq_get_data(self.pointer, target, len(state), slot) != len(state):
+        written = self._lib.llama_state_seq_get_data(self.pointer, target, len(state), slot) if state else 0
+        if not written or written != len(state):
             raise NativeError(f"the state of slot {slot} of {self.model.path} could not be saved")
         return state
 
     def restore(self, slot: int, state: memoryview) -> bool:
         """Replace a slot's KV by a saved one; False, and an empty slot, where it does not fit."""
-        self._check_slots(slot)
-        if not self._has_memory:
-            return False
         self.forget(slot)
+        if not (self._has_memory and state):
+            return False
         source = self._ffi.from_buffer("uint8_t[]", state)
         read = self._lib.llama_state_seq_set_data(self.pointer, source, len(state), slot)
         if read == len(state):
