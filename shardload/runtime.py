@@ -15,6 +15,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from shardload.answer import Answer, AnswerDelta
+from shardload.assembly import paging_of, parking_of
 from shardload.config import Config
 from shardload.engine import Lane
 from shardload.errors import HandleClosed
@@ -47,8 +48,12 @@ async def assembled(config: Config) -> AsyncIterator[Parts]:
     from shardload.library.manager import Manager
 
     catalog = Catalog.from_config(config)
-    with Lane() as lane:
-        opener = LlamaOpener(lane, config.engine)
+    with (
+        parking_of(config) as parking,
+        Lane() as lane,
+        paging_of(config, lambda: lane.is_busy) as paging,
+    ):
+        opener = LlamaOpener(lane, config.engine, paging, parking)
         async with Manager.from_config(catalog, opener, config) as manager:
             yield Parts(catalog, manager, Service(catalog, manager, config.routes))
 

@@ -20,11 +20,14 @@ from shardload import memory
 from shardload.errors import LoadFailed
 from shardload.library.entry import ModelEntry, Use, slots_for
 from shardload.library.estimate import Prediction, predict
-from shardload.library.opener import InstanceHandle, Progress, Residency, WeightsFacts, WeightsHandle
+from shardload.library.opener import InstanceHandle, Progress, Residency, WeightsHandle
+from shardload.shards.identity import FileIdentity
 
 if TYPE_CHECKING:
     from shardload.config import EngineConfig
     from shardload.engine.lane import Lane
+    from shardload.engine.parking import Parking, ParkingLot
+    from shardload.library.llama_paging import LlamaPaging
     from shardload.llama import Context, Model
 
 T = TypeVar("T")
@@ -39,9 +42,19 @@ logger = logging.getLogger("shardload.library")
 class LlamaOpener:
     """Opens with llama.cpp, one at a time, on a thread beside the event loop; computes nothing there."""
 
-    def __init__(self, lane: Lane, settings: EngineConfig) -> None:
-        """``settings`` give threads, batch size and GPU layers; the lane is borrowed."""
-        self._lane, self._settings = lane, settings
+    def __init__(
+        self,
+        lane: Lane,
+        settings: EngineConfig,
+        paging: LlamaPaging,
+        parking: ParkingLot | None = None,
+    ) -> None:
+        """``settings`` give threads, batch size and GPU layers; all else is borrowed.
+
+        Without ``parking`` conversations are computed again when their context was closed.
+        """
+        self._lane, self._settings, self._parking = lane, settings, parking
+        self._paging = paging
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shardload-opener")
         self._giving_up = threading.Event()
 
@@ -65,7 +78,7 @@ class LlamaOpener:
     ) -> WeightsHandle:
         """Map the file; nothing of the weights is read."""
         report = _Reporter(asyncio.get_running_loop(), progress, self._giving_up)
-        return await self._in_thread(lambda: self._open_weights(entry, report))
+        return await self._in_thread(lambda: self._open_weights(entry, report, resident_limit_bytes))
 
     async def open_instance(self, weights: WeightsHandle, entry: ModelEntry, kind: Use) -> InstanceHandle:
         """Reserve the KV cache and attach the context to the lane."""
@@ -78,30 +91,34 @@ class LlamaOpener:
 
     async def close_weights(self, weights: WeightsHandle, *, drop_pages: bool) -> None:
         """Unmap the file. Pages are dropped before, while they are mapped, and from the page cache after."""
-        await self._in_thread(lambda: _close_weights(weights.model, drop_pages=drop_pages))
+        await self._in_thread(lambda: self._close_weights(weights.model, drop_pages=drop_pages))
 
     async def park_instance(self, instance: InstanceHandle) -> int:
-        """Nothing yet: contexts keep their KV cache until they are closed."""
-        return 0
+        """Save what its slots hold and give the memory of its KV cache back."""
+        return await _outcome(instance.engine.park())
 
     async def measure(self, weights: Sequence[WeightsHandle]) -> list[Residency | None]:
         """Ask the kernel for each mapping."""
-        return await self._in_thread(lambda: [_measure(handle.model) for handle in weights])
+        return await self._in_thread(lambda: self._paging.measure([handle.model for handle in weights]))
 
     async def page_out(
         self, weights: WeightsHandle, keep_bytes: int, sparing: Sequence[WeightsHandle]
     ) -> int:
-        """Send all pages out where more than ``keep_bytes`` are in memory."""
-        return await self._in_thread(lambda: _page_out_to(weights.model, keep_bytes))
+        """Send pages out, of each layer alike."""
+        others = [handle.model for handle in sparing]
+        return await self._in_thread(lambda: self._paging.page_out(weights.model, keep_bytes, others))
 
     def bring_back(self, weights: WeightsHandle) -> None:
-        """Nothing: pages come when they are touched."""
+        """Begin to read what is missing."""
+        self._paging.bring_back(weights.model)
 
     def allow_second_layout(self, weights: WeightsHandle, allowed: bool) -> None:
-        """Nothing: there is one layout."""
+        """Let steps of many tokens choose between both orders, or not."""
+        self._paging.allow_second(weights.model, allowed)
 
     async def set_resident_limit(self, weights: WeightsHandle, limit_bytes: int | None) -> None:
-        """Nothing: the kernel decides which pages of a large model stay."""
+        """Stream with another share, or no more."""
+        await self._in_thread(lambda: self._paging.set_limit(weights.model, limit_bytes))
 
     async def cached_bytes(self, files: Sequence[Sequence[Path]]) -> list[int | None]:
         """Ask the kernel for each file; on a thread where no open has to wait for it."""
@@ -109,6 +126,15 @@ class LlamaOpener:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await _outcome(self._thread.submit(work))
+
+    def _parking_of(self, model: Model, kind: Use) -> Parking | None:
+        """Where a context's conversations wait: those of the same bytes, not of the same name."""
+        if self._parking is None or kind != "generate":
+            return None
+        try:
+            return self._parking.of(" ".join(FileIdentity.of(path).lasting for path in model.paths))
+        except OSError:
+            return None  # deleted meanwhile: nobody will come back to it
 
     def _threads_for(self, entry: ModelEntry) -> int:
         if self._settings.threads:
@@ -119,20 +145,48 @@ class LlamaOpener:
         # A text is pooled in one batch: what the context holds must fit it.
         return entry.ctx_tokens if kind == "embed" else min(self._settings.batch, entry.ctx_tokens)
 
-    def _open_weights(self, entry: ModelEntry, report: _Reporter) -> WeightsHandle:
+    def _open_weights(
+        self, entry: ModelEntry, report: _Reporter, resident_limit_bytes: int | None
+    ) -> WeightsHandle:
         from shardload.llama import Model, ModelParams
 
         if self._giving_up.is_set():
             raise LoadFailed(str(entry.path), "the process is ending")
+        memory.trim_heap()
         before = memory.process_memory().anonymous_bytes
-        model = Model.open(entry.paths, ModelParams(gpu_layers=self._settings.gpu_layers), report)
-        grown_bytes = memory.process_memory().anonymous_bytes - before
-        facts = WeightsFacts(
-            private_bytes=max(grown_bytes, 0),
-            working_bytes=model.size_bytes,
-            places={entry.file_key: model.size_bytes},
+        params = ModelParams(
+            gpu_layers=self._settings.gpu_layers, use_extra_bufts=True, shelf=self._paging.shelf(entry.paths)
         )
-        return WeightsHandle(vocab=model.vocab, read_facts=lambda: facts, model=model)
+        model = Model.open(entry.paths, params, report)
+        memory.trim_heap()
+        grown_bytes = memory.process_memory().anonymous_bytes - before
+        opened = self._paging.opened(entry.name, model, grown_bytes)
+        if resident_limit_bytes is not None:
+            self._paging.set_limit(model, resident_limit_bytes)
+        return WeightsHandle(vocab=model.vocab, read_facts=opened.facts, model=model)
+
+    def _close_weights(self, model: Model, *, drop_pages: bool) -> None:
+        paths = model.paths
+        try:
+            if drop_pages:
+                self._page_out_all(model)
+        finally:
+            self._paging.closing(model)
+            model.close()
+        memory.trim_heap()
+        if drop_pages:
+            for path in paths:
+                with contextlib.suppress(OSError):  # deleted meanwhile, and its pages with it
+                    memory.drop_file_cache(path)
+
+    def _page_out_all(self, model: Model) -> None:
+        """Send pages away; what keeps that from being done is no reason to keep the model open."""
+        try:
+            self._paging.page_out_all(model)
+        except FileNotFoundError:
+            pass  # deleted while it was open
+        except OSError as error:
+            logger.warning("the pages of %s stay in memory: %s", model.path, error)
 
     def _open_instance(self, model: Model, entry: ModelEntry, kind: Use) -> InstanceHandle:
         from shardload.llama import Context, ContextParams
@@ -151,7 +205,7 @@ class LlamaOpener:
             ),
         )
         try:
-            engine = self._lane.attach(context, name=entry.name)
+            engine = self._lane.attach(context, name=entry.name, parking=self._parking_of(model, kind))
         except BaseException:
             context.close()
             raise
@@ -193,48 +247,6 @@ async def _outcome(work: Future[T]) -> T:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((done,))
     return done.result()
-
-
-def _close_weights(model: Model, *, drop_pages: bool) -> None:
-    paths = model.paths
-    try:
-        if drop_pages:
-            _page_out(model)
-    finally:
-        model.close()
-    memory.trim_heap()
-    if drop_pages:
-        for path in paths:
-            with contextlib.suppress(OSError):  # deleted meanwhile, and its pages with it
-                memory.drop_file_cache(path)
-
-
-def _page_out(model: Model) -> int:
-    """Send pages away; what keeps that from being done is no reason to keep the model open."""
-    try:
-        return model.page_out()
-    except FileNotFoundError:
-        pass  # deleted while it was open
-    except OSError as error:
-        logger.warning("the pages of %s stay in memory: %s", model.path, error)
-    return 0
-
-
-def _page_out_to(model: Model, keep_bytes: int) -> int:
-    resident_bytes = _resident_bytes(model)
-    return 0 if resident_bytes is not None and resident_bytes <= keep_bytes else _page_out(model)
-
-
-def _measure(model: Model) -> Residency | None:
-    resident_bytes = _resident_bytes(model)
-    return None if resident_bytes is None else Residency(resident_bytes)
-
-
-def _resident_bytes(model: Model) -> int | None:
-    try:
-        return model.resident_bytes()
-    except OSError:
-        return None  # not mapped, and the file is gone
 
 
 class _Reporter:

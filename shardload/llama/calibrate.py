@@ -9,20 +9,21 @@ takes a second for each type and all compute cores, so it runs while nobody wait
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
+from shardload.shards.layouts import LayoutTable, Speeds, encode_tables
 from shardload_native.amx import avoid_traps, extra_buffer_types, extra_types
 from shardload_native.library import Llama, load
 from shardload_native.tensors import tensor_access
 
+MEASURED = "measured"
+"""Under what the table is printed."""
 STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 COLUMNS, ROWS = 2048, 4096
 MATRICES = 24
@@ -44,30 +45,22 @@ TYPE_NUMBERS = {
     "mxfp4": 39,
 }
 
-Speeds = dict[int, float]
-"""Tokens of a step to how many of them a second, for weights of 200 million numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class TypeSpeeds:
-    """What was measured for one type."""
-
-    file: Speeds
-    packed: Speeds
-
 
 def calibrate(
     type_names: Sequence[str], threads: int, progress: Callable[[str, int], None] | None = None
-) -> dict[str, TypeSpeeds]:
-    """Measure the types that this build packs on this CPU; others are left out. Uses all threads."""
+) -> dict[str, Speeds]:
+    """Measure the types that this build packs on this CPU; others are left out. Uses all threads.
+
+    Speeds are tokens a second for weights of 200 million numbers.
+    """
     llama = load()
     avoid_traps(llama)
-    found: dict[str, TypeSpeeds] = {}
+    found: dict[str, Speeds] = {}
     for name in type_names:
         if name not in TYPE_NUMBERS:
             continue
-        file: Speeds = {}
-        packed: Speeds = {}
+        file: dict[int, float] = {}
+        packed: dict[int, float] = {}
         for tokens in STEP_TOKENS:
             if progress is not None:
                 progress(name, tokens)
@@ -76,7 +69,7 @@ def calibrate(
                 break
             file[tokens], packed[tokens] = speeds
         if packed:
-            found[name] = TypeSpeeds(file, packed)
+            found[name] = Speeds(file, packed)
     return found
 
 
@@ -190,11 +183,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("types", nargs="*", default=list(TYPE_NUMBERS))
     given = parser.parse_args(arguments)
-    measured = calibrate(given.types, given.threads)
-    json.dump(
-        {name: {"file": speeds.file, "packed": speeds.packed} for name, speeds in measured.items()},
-        sys.stdout,
-    )
+    table = LayoutTable(calibrate(given.types, given.threads))
+    print(encode_tables({MEASURED: table}).decode())
     return 0
 
 

@@ -25,6 +25,9 @@ class Shelf(Protocol):
     def lent(self, tensor: str) -> FilePlace | None:
         """Where another file has the same bytes, to be shared with its models; None to use the own ones."""
 
+    def loaded(self) -> None:
+        """The load is over: what was found is in use."""
+
     def distrust(self) -> None:
         """What was packed for this model is not what llama.cpp would pack now: forget it."""
 
@@ -76,6 +79,8 @@ class Loading:
             if placed.packing is not None and not placed.packing.is_private:
                 brought.append((placed, placed.packing))
         if not brought or _is_what_llama_packs(*min(brought, key=lambda pair: pair[0].file.length)):
+            if self.shelf is not None:
+                self.shelf.loaded()
             return
         logger.warning("stored packed weights are not what this llama.cpp packs: they are packed anew")
         if self.shelf is not None:

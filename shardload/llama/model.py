@@ -145,6 +145,11 @@ class Model(Handle):
         """The tensors whose packed bytes are in this process's own memory."""
         return [placed for placed in self.tensors if placed.packing is not None and placed.packing.is_private]
 
+    @property
+    def private_tensor_bytes(self) -> int:
+        """What they take there."""
+        return sum(placed.packing.private.length for placed in self.private_tensors if placed.packing)
+
     def computing(self, tokens: int, cursor: Cursor | None = None) -> AbstractContextManager[None]:
         """Mind the pages of the weights, and the order that so many tokens want, while the body computes."""
         if self.paged is not None:

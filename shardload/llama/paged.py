@@ -11,11 +11,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from shardload import memory
-from shardload.llama.placed import Layout
 from shardload.memory.division import divide, subtract, total_bytes
 from shardload.memory.eviction import evict
 from shardload.memory.prefetch import Job, Prefetcher
 from shardload.memory.streaming import Streamer
+from shardload.shards.layouts import Layout
 from shardload.shards.places import ShardPlaces, TensorPlace, place_shards
 from shardload.shards.shard import Shard
 
@@ -95,7 +95,7 @@ class PagedWeights:
     @property
     def private_bytes(self) -> int:
         """Packed weights in memory of the process's own."""
-        return sum(placed.packing.private.length for placed in self.model.private_tensors if placed.packing)
+        return self.model.private_tensor_bytes
 
     @property
     def second_bytes(self) -> int:

@@ -6,12 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from shardload.memory import Range
+from shardload.shards.layouts import Layout
 from shardload_native.tensors import Tensor
-
-Layout = Literal["file", "packed"]
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from shardload.gguf import GGUFFile
 from shardload.library.catalog import Catalog
 from shardload.library.entry import ModelEntry, Use
 from shardload.library.llama_opener import LlamaOpener
+from shardload.library.llama_paging import LlamaPaging
 from shardload.library.manager import Manager
 from shardload.library.opener import InstanceHandle, WeightsHandle
 from shardload.memory import process_memory
@@ -45,20 +47,25 @@ class RunningOpener(FakeOpener):
         name = entry.path.stem
         runner = FakeRunner(ctx_tokens=entry.ctx_tokens, slots=entry.slots, reply=lambda _prompt: name)
         engine = self._lane.attach(runner, name=entry.name)
-        runner_of = (*handle.runner, runner, engine)
+        runner_of = (handle.runner, runner, engine)
         return InstanceHandle(cast(Any, engine), entry.ctx_tokens, KV_BYTES, handle.private_bytes, runner_of)
 
+    async def park_instance(self, instance: InstanceHandle) -> int:
+        return await super().park_instance(self._fake(instance))
+
     async def close_instance(self, instance: InstanceHandle) -> None:
-        fake, private, runner, engine = instance.runner
+        _, runner, engine = instance.runner
         done = anyio.Event()
         token = anyio.lowlevel.current_token()
         detached = self._lane.detach(engine)
         detached.add_done_callback(lambda _: anyio.from_thread.run_sync(done.set, token=token))
         await done.wait()
         runner.close()
-        await super().close_instance(
-            InstanceHandle(cast(Any, fake), instance.ctx_tokens, KV_BYTES, private, (fake, private))
-        )
+        await super().close_instance(self._fake(instance))
+
+    def _fake(self, instance: InstanceHandle) -> InstanceHandle:
+        fake = instance.runner[0]
+        return InstanceHandle(fake, instance.ctx_tokens, KV_BYTES, instance.private_bytes, fake)
 
 
 async def answer(manager: Manager, name: str) -> str:
@@ -126,8 +133,8 @@ async def test_llama(tmp_path: Path) -> None:
     for index, name in enumerate(NAMES):
         write_variant(tmp_path / f"{name}.gguf", index)
     catalog = catalog_of(tmp_path)
-    with Lane() as lane:
-        opener = LlamaOpener(lane, EngineConfig(threads=1))
+    with Lane() as lane, closing(LlamaPaging()) as paging:
+        opener = LlamaOpener(lane, EngineConfig(threads=1), paging)
         one = opener.predict(catalog.get(NAMES[0]), "generate")
         budget_bytes = int(3.5 * (one.weights_bytes + one.private_bytes))
         async with Manager(catalog, opener, budget_bytes=budget_bytes, max_wait_seconds=0.2) as manager:

@@ -1,0 +1,78 @@
+"""Parts that a configuration asks for and that outlive any one model: the store's, and the parked ones'."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardload.config import Config, EngineConfig, StoreConfig
+from shardload.engine.parking import ParkingLot
+from shardload.errors import NativeError
+
+if TYPE_CHECKING:
+    from shardload.library.llama_paging import LlamaPaging
+    from shardload.llama.layout_choice import LayoutChoice
+    from shardload.shards.pantry import Pantry
+    from shardload.shards.store import Store
+
+logger = logging.getLogger("shardload.library")
+
+
+@contextmanager
+def paging_of(config: Config, is_busy: Callable[[], bool]) -> Iterator[LlamaPaging]:
+    """What minds the pages of a configuration's models; ``is_busy`` tells whether anything is computed."""
+    from shardload.library.llama_paging import LlamaPaging
+
+    pantry = pantry_of(config.store)
+    paging = LlamaPaging(pantry, layout_choice(config.engine), is_busy)
+    try:
+        yield paging
+    finally:
+        paging.close()
+        if pantry is not None:
+            pantry.close()
+
+
+@contextmanager
+def parking_of(config: Config) -> Iterator[ParkingLot]:
+    """Where conversations wait, in memory and in files."""
+    from shardload.shards.store import default_directory
+
+    settings = config.parking
+    folder = Path(settings.directory) if settings.directory else default_directory().with_name("parked")
+    with closing(ParkingLot(folder if settings.disk else None, settings.memory, settings.disk)) as lot:
+        yield lot
+
+
+def store_of(settings: StoreConfig) -> Store | None:
+    """The configured store; None where it is off."""
+    from shardload.shards.store import Store, default_directory
+
+    if not settings.enabled:
+        return None
+    folder = Path(settings.directory) if settings.directory else default_directory()
+    return Store(folder, settings.limit)
+
+
+def pantry_of(settings: StoreConfig) -> Pantry | None:
+    """The configured store for the llama.cpp that is installed; None where it is off or cannot be used."""
+    from shardload.shards.pantry import Pantry, packing_build
+
+    try:
+        store = store_of(settings)
+        return Pantry(store, packing_build()) if store is not None else None
+    except (OSError, NativeError) as error:
+        logger.warning("packed weights are not kept: %s", error)
+        return None
+
+
+def layout_choice(settings: EngineConfig) -> LayoutChoice:
+    """What is known of the two orders of bytes on this machine."""
+    from shardload.library.llama_opener import available_cores
+    from shardload.llama.layout_choice import LayoutChoice, default_path
+    from shardload.shards.pantry import packing_build
+
+    return LayoutChoice(default_path(), packing_build(), settings.threads or available_cores())

@@ -1,0 +1,219 @@
+"""The pages of all open llama.cpp models: measured, sent away and brought back for the manager."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardload import memory
+from shardload.gguf import TensorInfo
+from shardload.gguf.constants import TENSOR_TYPES
+from shardload.library.opener import Residency, ShardResidency, WeightsFacts
+from shardload.llama.packing import Packer, PackingJob
+from shardload.llama.paged import PagedWeights
+from shardload.memory.prefetch import Prefetcher
+from shardload.shards.shard import shards_of
+
+if TYPE_CHECKING:
+    from shardload.llama import Model
+    from shardload.llama.layout_choice import LayoutChoice
+    from shardload.llama.placed import PlacedTensor
+    from shardload.shards.pantry import Pantry, Shelf
+
+logger = logging.getLogger("shardload.library")
+
+
+class OpenModel:
+    """One open model and its pages; made and used on the opener's thread, ``facts`` on any."""
+
+    def __init__(
+        self, name: str, model: Model, heap_bytes: int, prefetcher: Prefetcher, choice: LayoutChoice | None
+    ) -> None:
+        """``heap_bytes`` is what opening took of private memory beside packed weights."""
+        self.name, self.model, self._heap_bytes = name, model, heap_bytes
+        self.paged = PagedWeights(model, shards_of(map(_info, model.tensors)), prefetcher)
+        if choice is not None:
+            self.paged.choose = choice.for_types(_packed_bytes_by_type(model))
+        self.packing: PackingJob | None = None
+        self._weights = self._whole()
+
+    def refresh(self) -> None:
+        """Look again where tensors are."""
+        self.paged.refresh()
+        self._weights = self._whole()
+
+    def _whole(self) -> WeightsFacts:
+        paged = self.paged
+        return WeightsFacts(
+            private_bytes=self._heap_bytes + paged.private_bytes,
+            working_bytes=paged.private_bytes + sum(paged.working.values()),
+            second_bytes=paged.second_bytes,
+            places=dict[Hashable, int](paged.working.items()),
+        )
+
+    def facts(self) -> WeightsFacts:
+        """What it takes now; quick."""
+        whole, traffic = self._weights, self.paged.traffic
+        return WeightsFacts(
+            private_bytes=whole.private_bytes,
+            working_bytes=whole.working_bytes,
+            second_bytes=whole.second_bytes,
+            places=whole.places,
+            page_ins=traffic.page_ins,
+            page_outs=traffic.page_outs,
+            waited_seconds=traffic.waited_seconds,
+        )
+
+    def close(self) -> None:
+        """Stop whatever goes on with its pages; the model is closed by its owner."""
+        if self.packing is not None:
+            self.packing.cancel()
+        self.paged.close()
+
+
+class LlamaPaging:
+    """What the open models of one opener have in memory; on the opener's thread, but for ``close``."""
+
+    def __init__(
+        self,
+        pantry: Pantry | None = None,
+        choice: LayoutChoice | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``pantry`` has the packed store; without it models keep what llama.cpp packs to themselves."""
+        self.pantry, self._choice = pantry, choice
+        self._prefetcher = Prefetcher()
+        self._packer = Packer(pantry, choice, is_busy)
+        self._open: dict[Model, OpenModel] = {}
+
+    def opened(self, name: str, model: Model, heap_bytes: int) -> OpenModel:
+        """Mind the pages of a model that was opened, for ``heap_bytes`` of private memory in all.
+
+        It is packed from now on, where it is not.
+        """
+        heap_bytes = max(heap_bytes - model.private_tensor_bytes, 0)
+        found = OpenModel(name, model, heap_bytes, self._prefetcher, self._choice)
+        self._open[model] = found
+        if model.tensors:
+            found.packing = self._packer.pack(model, found.refresh)
+        return found
+
+    def closing(self, model: Model) -> None:
+        """Mind a model no longer; it is about to be closed."""
+        found = self._open.pop(model, None)
+        if found is not None:
+            found.close()
+
+    def measure(self, models: Sequence[Model]) -> list[Residency | None]:
+        """What of each is in memory; a page that several use counts for the first of them."""
+        seen: list[memory.Range] = []
+        found = [self._open.get(model) for model in models]
+        return [self._measure(one, seen) if one is not None else None for one in found]
+
+    def page_out(self, model: Model, keep_bytes: int, sparing: Sequence[Model]) -> int:
+        """Send pages of one away, and none that the others use."""
+        mine = self._open.get(model)
+        others = [self._open[other].paged for other in sparing if other in self._open and other is not model]
+        return mine.paged.page_out(keep_bytes, others) if mine is not None else 0
+
+    def page_out_all(self, model: Model) -> None:
+        """Send all pages of one away that no other open model uses: it is about to be closed."""
+        self.page_out(model, 0, [other for other in self._open if other is not model])
+
+    def bring_back(self, model: Model) -> None:
+        """Begin to read what of one is missing; on any thread."""
+        if (found := self._open.get(model)) is not None:
+            found.paged.bring_back()
+
+    def allow_second(self, model: Model, allowed: bool) -> None:
+        """Let steps of many tokens read the second order of bytes, or not; on any thread."""
+        if (found := self._open.get(model)) is not None:
+            found.paged.second_allowed = allowed
+
+    def set_limit(self, model: Model, limit_bytes: int | None) -> None:
+        """Have at most so much of one in memory, or all of it."""
+        if (found := self._open.get(model)) is not None:
+            found.paged.set_limit(limit_bytes)
+
+    def shelf(self, paths: Sequence[Path]) -> Shelf | None:
+        """What there is packed for a model that is about to be opened."""
+        return self.pantry.shelf(paths) if self.pantry is not None else None
+
+    def close(self) -> None:
+        """End all reading and packing in the background; idempotent."""
+        self._packer.close()
+        self._prefetcher.close()
+
+    def _measure(self, open_model: OpenModel, seen: list[memory.Range]) -> Residency | None:
+        paged = open_model.paged
+        if not paged.working and not paged.private_bytes:
+            return _measure_file(open_model.model)
+        found = paged.measure(seen)
+        if found is None:
+            return None
+        sharing = self._sharing(open_model)
+        return Residency(
+            resident_bytes=sum(shard.resident_bytes for shard in found),
+            second_bytes=sum(shard.second_bytes for shard in found),
+            shared_bytes=_resident_of(sharing),
+            packed_bytes=paged.packed_bytes,
+            shards=tuple(
+                ShardResidency(
+                    shard.name,
+                    shard.nbytes,
+                    shard.resident_bytes,
+                    shard.second_bytes,
+                    shared_with=_names(places.working, sharing),
+                )
+                for shard, places in zip(found, paged.places, strict=True)
+            ),
+        )
+
+    def _sharing(self, open_model: OpenModel) -> dict[memory.Range, list[str]]:
+        """The places of a model that others use too, and who."""
+        found: dict[memory.Range, list[str]] = {}
+        for other in self._open.values():
+            if other is not open_model:
+                for place in open_model.paged.working.keys() & other.paged.working.keys():
+                    found.setdefault(place, []).append(other.name)
+        return found
+
+
+def _measure_file(model: Model) -> Residency | None:
+    """As much as can be told of weights whose mappings are not known."""
+    try:
+        resident_bytes = model.resident_bytes()
+    except OSError:
+        return None  # the file is gone
+    return None if resident_bytes is None else Residency(resident_bytes)
+
+
+def _names(places: Sequence[memory.Range], sharing: dict[memory.Range, list[str]]) -> tuple[str, ...]:
+    """Who uses places that lie in some of these."""
+    names: set[str] = set()
+    for shared, users in sharing.items():
+        if any(place.address <= shared.address < place.end for place in places):
+            names.update(users)
+    return tuple(sorted(names))
+
+
+def _resident_of(places: dict[memory.Range, list[str]]) -> int:
+    return sum(memory.resident_bytes(place.address, place.length) or 0 for place in places)
+
+
+def _info(placed: PlacedTensor) -> TensorInfo:
+    """A tensor as a file describes it; where in the file it is is not asked for."""
+    ne = list(placed.ne)
+    while len(ne) > 1 and ne[-1] == 1:
+        ne.pop()
+    return TensorInfo(placed.name, TENSOR_TYPES[placed.type_code], tuple(ne), 0, placed.file.length)
+
+
+def _packed_bytes_by_type(model: Model) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for placed in model.tensors:
+        if placed.packing is not None:
+            found[placed.type_name] = found.get(placed.type_name, 0) + placed.file.length
+    return found

@@ -1,0 +1,129 @@
+"""Which order of bytes a step reads: measured once for each type, build, CPU and number of threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from shardload.llama.calibrate import MEASURED
+from shardload.shards.layouts import (
+    Layout,
+    LayoutTable,
+    Speeds,
+    decode_tables,
+    encode_tables,
+    machine_key,
+)
+from shardload.shards.part import write_whole
+
+logger = logging.getLogger("shardload.llama")
+
+MEASURE_SECONDS = 300
+CALM_SECONDS = 2.0
+POLL_SECONDS = 0.1
+
+
+class LayoutChoice:
+    """The remembered measurements, and the choices that follow from them. Any thread.
+
+    ``build`` names the build of llama.cpp and the CPU. Until a type was measured its packed order is read.
+    """
+
+    def __init__(self, path: Path, build: str, threads: int) -> None:
+        self.path, self._key, self._threads = path, machine_key(build, threads), threads
+        self._lock = threading.Lock()
+        self.table = _read(path).get(self._key) or LayoutTable({})
+
+    def for_types(self, weights: Mapping[str, int]) -> Callable[[int], Layout]:
+        """The choice for a model with so many bytes of each type that has both orders."""
+        chosen: dict[int, Layout] = {}
+        known = self.table
+
+        def choose(tokens: int) -> Layout:
+            nonlocal known
+            if known is not self.table:
+                known = self.table
+                chosen.clear()
+            layout = chosen.get(tokens)
+            if layout is None:
+                layout = chosen[tokens] = known.choose(weights, tokens)
+            return layout
+
+        return choose
+
+    def measure(
+        self, types: Iterable[str], *, is_busy: Callable[[], bool], stops: Callable[[], bool]
+    ) -> None:
+        """Measure what of some types is missing, one at a time, in the pauses of the computation.
+
+        Takes about two seconds for each; what was disturbed is measured again.
+        """
+        for name in self.table.missing(types):
+            while _calm(is_busy, stops):
+                measured = _measure_in_child(name, self._threads)
+                if not measured or not is_busy():
+                    self._remember(measured)
+                    break
+
+    def measure_now(self, types: Iterable[str]) -> None:
+        """Measure types, known ones as well, whatever else goes on."""
+        for name in types:
+            self._remember(_measure_in_child(name, self._threads))
+
+    def _remember(self, measured: Mapping[str, Speeds]) -> None:
+        if not measured:
+            return
+        with self._lock:
+            # Another process may have measured other types meanwhile.
+            known = _read(self.path)
+            self.table = known.get(self._key, self.table).with_speeds(measured)
+            known[self._key] = self.table
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self.path, encode_tables(known))
+            except OSError as error:
+                logger.info("measured orders of weights cannot be kept in %s: %s", self.path, error)
+
+
+def _calm(is_busy: Callable[[], bool], stops: Callable[[], bool]) -> bool:
+    """Wait until nothing was computed for a while; False to give up."""
+    calm_since = time.monotonic()
+    while time.monotonic() - calm_since < CALM_SECONDS:
+        if stops():
+            return False
+        time.sleep(POLL_SECONDS)
+        if is_busy():
+            calm_since = time.monotonic()
+    return True
+
+
+def _measure_in_child(name: str, threads: int) -> Mapping[str, Speeds]:
+    """Measure a type in a process of its own: its compute threads do not stay, whatever becomes of them."""
+    command = [sys.executable, "-m", "shardload.llama.calibrate", "--threads", str(threads), name]
+    try:
+        child = subprocess.run(command, capture_output=True, timeout=MEASURE_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("the orders of %s weights could not be measured: %s", name, error)
+        return {}
+    tables = decode_tables(child.stdout)
+    return tables[MEASURED].speeds if MEASURED in tables else {}
+
+
+def _read(path: Path) -> dict[str, LayoutTable]:
+    try:
+        return decode_tables(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def default_path() -> Path:
+    """Where measurements are remembered."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return folder / "shardload" / "layouts.json"

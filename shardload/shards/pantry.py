@@ -1,0 +1,112 @@
+"""Where tensors are to be had packed, or from another file: the store and the index of contents together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from shardload.gguf import GGUFFile
+from shardload.shards.entry import Entry, PackedKey
+from shardload.shards.identity import FileIdentity
+from shardload.shards.places import FilePlace
+from shardload.shards.store import Store
+from shardload_native.build import packing_build
+
+__all__ = ["Pantry", "Shelf", "packing_build"]
+
+logger = logging.getLogger("shardload.shards")
+
+
+class Pantry:
+    """A store for one build of llama.cpp on one CPU; any thread. Owns the hold on what is mapped."""
+
+    def __init__(self, store: Store, build: str) -> None:
+        self.store, self.contents, self.build = store, store.contents, build
+        self._hold = store.hold()
+
+    def close(self) -> None:
+        """Let other processes prune what this one used; idempotent."""
+        self._hold.close()
+
+    def shelf(self, paths: Sequence[Path]) -> Shelf:
+        """What there is for one model, given by its parts; nothing for a file that is not known yet."""
+        digests: dict[str, str] = {}
+        identities: list[FileIdentity] = []
+        try:
+            for path in paths:
+                identity = FileIdentity.of(path)
+                identities.append(identity)
+                digests.update(self.contents.digests(identity) or {})
+        except OSError as error:
+            logger.debug("%s is not looked up: %s", paths[0], error)
+            digests.clear()
+        return Shelf(self, digests, identities)
+
+    def key(self, digest: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> PackedKey:
+        """The key of a packed tensor."""
+        return PackedKey(digest, type_name, ne, buffer_type, self.build)
+
+    def digests_of(
+        self,
+        file: GGUFFile,
+        progress: Callable[[int, int], None] | None = None,
+        stops: Callable[[], bool] | None = None,
+    ) -> Mapping[str, str] | None:
+        """The digest of each tensor of a file, which is read through unless they are remembered.
+
+        None if stopped, or if the file changes meanwhile.
+        """
+        known = self.contents.known(file)
+        return known if known is not None else self.contents.remember(file, progress, stops)
+
+    def stored(self, key: PackedKey, read: Callable[[], memoryview]) -> Path:
+        """The file of a packed tensor, which is written if it is not there.
+
+        Raises StoreFull and StoreUnavailable.
+        """
+        entry = self.store.find([key]).get(key) or self.store.write(key, read())
+        self.use([entry])
+        return entry.path
+
+    def use(self, entries: Sequence[Entry]) -> None:
+        """Note that entries are mapped from now on."""
+        self._hold.add(entry.id for entry in entries)
+        self.store.touch(entries)
+
+
+class Shelf:
+    """The tensors of one model that are stored or lent; asked while it is loaded."""
+
+    def __init__(self, pantry: Pantry, digests: dict[str, str], identities: Sequence[FileIdentity]) -> None:
+        self._pantry, self._digests, self._identities = pantry, digests, identities
+        self._lenders = pantry.contents.first_lenders(frozenset(digests.values()))
+        self._found: list[Entry] = []
+
+    def packed(self, tensor: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> FilePlace | None:
+        """Where its packed bytes are stored; None where they are not."""
+        digest = self._digests.get(tensor)
+        if digest is None:
+            return None
+        key = self._pantry.key(digest, type_name, ne, buffer_type)
+        entry = self._pantry.store.find([key]).get(key)
+        if entry is None:
+            return None
+        self._found.append(entry)
+        return FilePlace(entry.path, 0, entry.nbytes)
+
+    def lent(self, tensor: str) -> FilePlace | None:
+        """Where the file that is the longest known has the same bytes; None where that is this one."""
+        lender = self._lenders.get(self._digests.get(tensor, ""))
+        if lender is None or any(lender.identity.same(own) for own in self._identities):
+            return None
+        return FilePlace(lender.path, lender.offset, lender.nbytes)
+
+    def loaded(self) -> None:
+        """The load is over: what was found is in use."""
+        self._pantry.use(self._found)
+
+    def distrust(self) -> None:
+        """Remove what was found: it is not what llama.cpp packs."""
+        self._pantry.store.remove(self._found)
+        self._found.clear()
