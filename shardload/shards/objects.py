@@ -140,10 +140,10 @@ class Objects:
         """Note that an entry is used now."""
         os.utime(self._record_path(entry_id))
 
-    def remove(self, entry_id: str, unless: Callable[[Found], bool] | None = None) -> bool:
-        """Remove an entry, its record first; not if it meanwhile is one that ``unless`` holds for."""
+    def remove(self, entry_id: str, only: FileIdentity | None = None) -> bool:
+        """Remove an entry, its record first; False if its file is not, or no longer, the ``only`` one."""
         with locked(self._lock_path):
-            if unless is not None and (now := self.read(entry_id)) is not None and unless(now):
+            if only is not None and ((now := self.read(entry_id)) is None or not now.identity.same(only)):
                 return False
             self._record_path(entry_id).unlink(missing_ok=True)
             self.path(entry_id).unlink(missing_ok=True)
@@ -151,7 +151,7 @@ class Objects:
 
     def ids(self) -> Iterator[str]:
         """The entries that have a record, whether or not it is a good one."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             for name in os.listdir(self.directory):
                 if name.endswith(RECORD_SUFFIX) and not name.startswith("."):
                     yield name.removesuffix(RECORD_SUFFIX)
@@ -159,7 +159,7 @@ class Objects:
     def used_bytes(self) -> int:
         """Of all files, those that are being written too."""
         total = 0
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as files:
+        with contextlib.suppress(OSError), os.scandir(self.directory) as files:
             for file in files:
                 with contextlib.suppress(FileNotFoundError):
                     total += file.stat(follow_symlinks=False).st_size

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from shardload.errors import StoreFull, StoreUnavailable, format_bytes
 from shardload.shards.contents import Contents
@@ -40,6 +41,13 @@ class PruneReport:
     removed: tuple[Entry, ...]
     freed_bytes: int
     held: tuple[Entry, ...]
+
+
+class _Look(NamedTuple):
+    """What a look at all bytes of an entry came to; neither found nor damaged: it went away meanwhile."""
+
+    found: Found | None
+    damaged: bool
 
 
 class Store:
@@ -75,7 +83,7 @@ class Store:
             try:
                 found = self._objects.read(key.id)
                 if found is not None and not self._fits(found):
-                    found = self._look_at(found) if look_closer else None
+                    found = self._look_at(found).found if look_closer else None
             except OSError as error:
                 logger.debug("the entry %s cannot be read: %s", key.id, error)
                 unreadable += 1
@@ -161,12 +169,14 @@ class Store:
                 found = self._objects.read(entry.id)
                 if found is None:
                     continue
-                whole = self._look_at(found, count, should_stop)
+                look = self._look_at(found, count, should_stop)
             except OSError:
                 unreadable += 1
                 continue
-            if whole is not found:
-                (damaged if whole is None else checked).append(entry)
+            if look.damaged:
+                damaged.append(entry)
+            elif look.found is not None and look.found is not found:
+                checked.append(entry)
         return VerifyReport(tuple(checked), tuple(damaged), unreadable)
 
     def prune(self, limit_bytes: int | None = None, *, keep_build: str | None = None) -> PruneReport:
@@ -205,23 +215,27 @@ class Store:
         found: Found,
         progress: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> Found | None:
+    ) -> _Look:
         """Read an entry through; if it is damaged, remove it."""
         try:
             whole = self._objects.checked(found, progress, should_stop)
+        except FileNotFoundError:
+            return _Look(None, damaged=False)
         except EOFError:
             whole = None
         if whole is not None:
             if whole is not found:
                 self._looked_at[found.path.name] = whole.identity.lasting
-            return whole
+            return _Look(whole, damaged=False)
         try:
-            if not self._objects.remove(found.path.name, unless=lambda now: now.record.fits(now.identity)):
-                return self._objects.read(found.path.name)
+            if not self._objects.remove(found.path.name, found.identity):
+                # Another process removed it, or wrote it anew.
+                now = self._objects.read(found.path.name)
+                return _Look(now if now is not None and self._fits(now) else None, damaged=False)
         except OSError as error:
             logger.debug("the entry %s cannot be removed: %s", found.path.name, error)
         logger.warning("%s was damaged, it is packed again when it is needed", found.path)
-        return None
+        return _Look(None, damaged=True)
 
     def _all(self) -> Iterator[Found | str]:
         """What is known of each entry, or the id of one whose record is damaged."""

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shardload.errors import HandleClosed
+from shardload.shards import hold as hold_module
+from shardload.shards.hold import Hold, held_ids
+
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+
+
+def test_what_living_holders_have_is_held(tmp_path: Path) -> None:
+    with Hold(tmp_path / "holds") as one, Hold(tmp_path / "holds") as other:
+        one.add([A, B])
+        other.add([B])
+        other.add([B, C])
+        assert held_ids(tmp_path / "holds") == {A, B, C}
+        one.close()
+        one.close()
+        assert held_ids(tmp_path / "holds") == {B, C}
+    assert held_ids(tmp_path / "holds") == frozenset()
+    assert os.listdir(tmp_path / "holds") == []
+    with pytest.raises(HandleClosed):
+        one.add([A])
+
+
+def test_nothing_is_written_for_nothing(tmp_path: Path) -> None:
+    with Hold(tmp_path / "holds") as hold:
+        hold.add([])
+        assert held_ids(tmp_path / "holds") == frozenset()
+    assert not (tmp_path / "holds").exists()
+
+
+def test_a_forgotten_one_warns(tmp_path: Path) -> None:
+    hold = Hold(tmp_path)
+    hold.add([A])
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        hold.__del__()
+    assert held_ids(tmp_path) == frozenset()
+
+
+def test_dead_processes_hold_nothing(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from shardload.shards.hold import Hold\n"
+        f"hold = Hold(Path(sys.argv[1])); hold.add(['{A}']); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
+    assert len(os.listdir(tmp_path)) == 1
+    assert held_ids(tmp_path) == frozenset()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_removed_store_is_held_again(tmp_path: Path) -> None:
+    with Hold(tmp_path / "holds") as hold:
+        hold.add([A])
+        shutil.rmtree(tmp_path / "holds")
+        hold.add([B])
+        assert held_ids(tmp_path / "holds") == {A, B}
+
+
+def test_one_that_was_taken_for_a_dead_ones_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, first = hold_module.lock, [True]
+
+    def slow_lock(descriptor: int) -> None:
+        if first:
+            first.clear()
+            held_ids(tmp_path)
+        lock(descriptor)
+
+    monkeypatch.setattr(hold_module, "lock", slow_lock)
+    with Hold(tmp_path) as hold:
+        hold.add([A])
+        assert held_ids(tmp_path) == {A}
+
+
+def test_half_a_line_holds_nothing(tmp_path: Path) -> None:
+    with Hold(tmp_path) as hold:
+        hold.add([A])
+        with next(tmp_path.iterdir()).open("ab") as file:
+            file.write(B[:10].encode() + b"\xff")
+        assert held_ids(tmp_path) == {A}
+
+
+def test_where_nothing_can_be_written_nothing_is_held(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with Hold(tmp_path / "file" / "holds") as hold:
+        hold.add([A])
+    assert held_ids(tmp_path / "file" / "holds") == frozenset()
