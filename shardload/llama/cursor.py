@@ -11,6 +11,9 @@ from shardload_native.semaphore import Semaphore
 if TYPE_CHECKING:
     from shardload_native.library import Llama
 
+# No graph has so many times the nodes of another one of the same context.
+SEVERAL = 1.5
+
 
 class Cursor(Handle):
     """Counts the nodes of the graph that a context computes.
@@ -29,27 +32,29 @@ class Cursor(Handle):
         self._llama, self._context = llama, context_pointer
         self._semaphore = Semaphore()
         self._kind: Hashable = None
-        self._passes = 1
+        self._passes: int | None = None
         # Nodes of one pass over the layers, by kind of step.
-        self._expected: dict[Hashable, int] = {}
+        self._expected: dict[Hashable, float] = {}
         callback = llama.ffi.cast("ggml_abort_callback", self._semaphore.post_address)
         data = llama.ffi.cast("void *", self._semaphore.address)
         llama.lib.llama_set_abort_callback(context_pointer, callback, data)
         self._handle = self._semaphore
 
-    def begin(self, kind: Hashable = None, passes: int = 1) -> None:
+    def begin(self, kind: Hashable = None, passes: int | None = None) -> None:
         """Count from zero: a step of that kind comes, which goes over all layers so many times.
 
-        The graphs of one kind are alike, a prompt's and an answer's are not quite.
+        The graphs of one kind are alike, a prompt's and an answer's are not quite. Where it is not told how
+        often the step goes over the layers, that is guessed from other steps.
         """
         _ = self.pointer
         self._semaphore.reset()
-        self._kind, self._passes = kind, max(1, passes)
+        self._kind, self._passes = kind, passes
 
     def end(self) -> None:
-        """The step that began is computed: remember how many nodes it took."""
+        """The step that began is computed: remember how many nodes it took. Not for one that failed."""
         if nodes := self.nodes:
-            self._expected[self._kind] = max(1, round(nodes / self._passes))
+            fewest = min(self._expected.values(), default=nodes)
+            self._expected[self._kind] = nodes / (self._passes or max(1, round(nodes / fewest)))
 
     @property
     def nodes(self) -> int:
@@ -60,10 +65,15 @@ class Cursor(Handle):
     def progress(self) -> float | None:
         """Passes over the layers since `begin()`; None before any step has ended that could be a measure.
 
-        A first step of its kind is measured by the last one of another.
+        A first step of its kind is measured by those of others, and so is one whose measure must have been
+        of several passes.
         """
-        expected = self._expected.get(self._kind) or next(reversed(self._expected.values()), None)
-        return None if expected is None else min(self.nodes / expected, float(self._passes))
+        fewest = min(self._expected.values(), default=None)
+        if fewest is None:
+            return None
+        expected = self._expected.get(self._kind, fewest)
+        passes = self.nodes / (expected if expected < SEVERAL * fewest else fewest)
+        return passes if self._passes is None else min(passes, float(self._passes))
 
     def _free(self, pointer: Any) -> None:
         null = self._llama.ffi.NULL

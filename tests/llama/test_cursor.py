@@ -80,6 +80,25 @@ def test_a_step_of_several_passes(new_context: Callable[..., Context], model: Mo
         assert cursor.progress == pytest.approx(1, rel=0.1)
 
 
+def test_passes_that_nobody_told_of(new_context: Callable[..., Context], model: Model) -> None:
+    context = new_context(ctx_tokens=1024, batch_tokens=1024)
+    with Cursor(context.pointer, model.llama) as cursor:
+        cursor.begin("prompt")
+        assert context.decode([Run(1, 0, [262] * 700, "last")])
+        cursor.end()
+        cursor.begin("answer")
+        answer(context, 0)
+        cursor.end()
+        for tokens, passes in ((PROMPT, 1), ([262] * 700, 2), (PROMPT, 1)):
+            assert context.forget(2)
+            assert context.forget(1)
+            cursor.begin("prompt")
+            assert context.decode([Run(2, 0, tokens, "last")])
+            assert cursor.progress == pytest.approx(passes, rel=0.1)
+            cursor.end()
+            assert cursor.progress == pytest.approx(passes, rel=0.1)
+
+
 def test_answers_are_the_same_with_and_without(
     context: Context, cursor: Cursor, new_context: Callable[..., Context]
 ) -> None:
