@@ -28,6 +28,8 @@ class LlamaFacts:
     lazy_mapping: bool
     """Whether a model opens without being read."""
     lazy_mapping_detail: str
+    maps_packed: bool = False
+    """Whether packed weights can be mapped from files, in place of copies."""
 
 
 def llama_facts() -> LlamaFacts:
@@ -48,6 +50,7 @@ def llama_facts() -> LlamaFacts:
         amx_detail=amx.detail,
         lazy_mapping=hooks.usable,
         lazy_mapping_detail=hooks.reason,
+        maps_packed=hooks.hooks is not None and hooks.hooks.sees_tensors,
     )
 
 

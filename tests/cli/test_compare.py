@@ -107,4 +107,4 @@ def test_experts_of_a_block_are_one_line() -> None:
 
 def test_summary_of_nothing() -> None:
     empty = Sharing((FileShare("a", "a", 0, 0, 0),), (), 0, 0)
-    assert summary(empty).startswith("1 models of 0 B")
+    assert summary(empty).startswith("1 model of 0 B")

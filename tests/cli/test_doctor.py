@@ -3,13 +3,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
 from shardload.errors import UnsupportedLlama
 from shardload.llama.facts import LlamaFacts, parse_features
+from shardload.shards.entry import PackedKey
+from shardload.shards.layouts import LayoutTable, Speeds
+from shardload.shards.store import Store
 from shardload_server.cli import doctor
+from shardload_server.cli.orders import Turn, turn_line, type_orders
+from shardload_server.cli.storage import store_check
 
 Invoke = Callable[..., Result]
 FACTS = LlamaFacts(
@@ -18,11 +24,12 @@ FACTS = LlamaFacts(
     library_path="/lib/libllama.so",
     features=("AVX2",),
     gpu_offload=False,
-    buffer_types=(),
+    buffer_types=("CPU_REPACK",),
     amx="absent",
     amx_detail="no AMX",
     lazy_mapping=True,
     lazy_mapping_detail="usable",
+    maps_packed=True,
 )
 
 
@@ -42,6 +49,40 @@ def test_hooks_matter_on_linux_alone() -> None:
     unusable = replace(FACTS, lazy_mapping=False, lazy_mapping_detail="no slot")
     assert verdicts(unusable)["lazy mapping"] == "bad"
     assert verdicts(unusable, linux=False)["lazy mapping"] == "note"
+
+
+def test_packed_weights_may_be_copies() -> None:
+    assert verdicts(replace(FACTS, maps_packed=False))["packed weights"] == "note"
+    assert verdicts(replace(FACTS, maps_packed=False, buffer_types=()))["packed weights"] == "ok"
+
+
+def test_pressure_without_an_alarm(tmp_path: Path) -> None:
+    assert "every second" in doctor.pressure_check(tmp_path).detail
+
+
+def test_the_store(tmp_path: Path) -> None:
+    assert store_check("off").verdict == "note"
+    new = store_check(str(tmp_path / "new"))
+    assert (new.verdict, "empty, at most 20.0 GiB" in new.detail) == ("ok", True)
+    made = Store(tmp_path, reserve_bytes=0)
+    made.write(PackedKey("a", "Q4_K", (64,), "CPU_REPACK", "here"), memoryview(bytes(4096)))
+    assert "4.0 KiB of 20.0 GiB in 1 tensor" in store_check(str(tmp_path)).detail
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    check = store_check(str(tmp_path))
+    assert check.verdict == "note"
+    assert "cannot be written" in check.detail
+
+
+def test_orders_of_types() -> None:
+    speeds = {"Q4_K": Speeds({1: 10.0, 256: 30.0}, {1: 20.0, 256: 15.0}), "Q4_0": Speeds({1: 1.0}, {1: 2.0})}
+    simple, turning = type_orders(LayoutTable(speeds))
+    assert (simple.type, turn_line(simple.turns), simple.decode_gain) == ("Q4_0", "packed", 2.0)
+    assert (turning.decode_gain, turning.prompt_gain) == (2.0, 0.5)
+    assert turning.turns[0] == Turn(1, "packed")
+    assert turn_line((Turn(1, "packed"), Turn(16, "file"))) == "packed, 16+ file"
 
 
 @pytest.mark.real

@@ -43,6 +43,17 @@ def test_options_win_over_the_file(model_file: Path, tmp_path: Path) -> None:
     assert config.folders == ()
 
 
+def test_store_and_kv_type(model_file: Path, tmp_path: Path) -> None:
+    config = configure(ServeOptions(paths=(model_file,), store=str(tmp_path / "store"), kv_type="q8_0"))
+    assert (config.store.enabled, config.store.directory) == (True, str(tmp_path / "store"))
+    assert config.engine.kv_type == "q8_0"
+    assert not configure(ServeOptions(paths=(model_file,), store="off")).store.enabled
+
+
+def test_a_kv_type_that_is_none(invoke: Invoke, model_file: Path) -> None:
+    assert invoke("serve", model_file, "--kv-type", "q9").exit_code == 2
+
+
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.gguf: no such file or folder"):
         configure(ServeOptions(paths=(tmp_path / "missing.gguf",)))

@@ -58,7 +58,7 @@ def test_a_store_that_is_not_there_is_empty(
 def test_verify(invoke: Invoke, store: Store) -> None:
     result = invoke("store", "verify")
     assert result.exit_code == 0
-    assert result.stdout == "3 tensors are whole (12.0 KiB)\n"
+    assert result.stdout == "3 tensors whole, 12.0 KiB\n"
 
 
 def test_verify_finds_a_flipped_byte(invoke: Invoke, store: Store) -> None:
@@ -66,8 +66,8 @@ def test_verify_finds_a_flipped_byte(invoke: Invoke, store: Store) -> None:
     path.write_bytes(b"x" + path.read_bytes()[1:])
     result = invoke("store", "verify")
     assert result.exit_code == 1
-    assert "2 tensors are whole" in result.stdout
-    assert "1 were damaged" in result.stderr
+    assert "2 tensors whole" in result.stdout
+    assert "1 damaged" in result.stderr
     assert invoke("store", "verify").exit_code == 0
 
 
@@ -77,7 +77,7 @@ def test_verify_as_json(invoke: Invoke, store: Store) -> None:
 
 
 def test_prune_removes_what_this_build_cannot_use(invoke: Invoke, store: Store) -> None:
-    assert invoke("store", "prune").stdout == "removed 1 tensors, 4.0 KiB\n"
+    assert invoke("store", "prune").stdout == "removed 1 tensor, 4.0 KiB\n"
     assert {entry.key.build for entry in store.entries()} == {"here"}
 
 
@@ -91,7 +91,7 @@ def test_what_is_in_use_stays(invoke: Invoke, store: Store) -> None:
     with store.hold([entry for entry in store.entries() if entry.key.build == "there"]):
         result = invoke("store", "prune")
     assert "removed 0 tensors" in result.stdout
-    assert "1 stay (4.0 KiB): a running process uses them" in " ".join(result.stdout.split())
+    assert "left 1 tensor, 4.0 KiB: in use by a running process" in " ".join(result.stdout.split())
 
 
 def test_a_limit_that_is_none(invoke: Invoke, store: Store) -> None:

@@ -243,9 +243,7 @@ def pin(
 
 @app.command()
 def inspect(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="GGUF files; any part of a split one.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="GGUF files; any part of a split one.")],
     shards: Annotated[bool, typer.Option("--shards", help="List what comes and goes as one.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every key.")] = False,
@@ -271,9 +269,7 @@ def inspect(
 
 @app.command()
 def pack(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="GGUF files; any part of a split one.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="GGUF files; any part of a split one.")],
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -284,11 +280,17 @@ def pack(
 
 
 @app.command()
-def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure both orders of weights now; takes all cores.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check what this machine and this build can do."""
     from shardload_server.cli import doctor as command
 
-    command.doctor(store, as_json=as_json)
+    command.doctor(store, measure=measure, as_json=as_json)
 
 
 @config_app.command("check")

@@ -133,7 +133,8 @@ def summary(sharing: Sharing) -> str:
     apart, together = sharing.apart_bytes, sharing.together_bytes
     largest = max(file.bytes for file in sharing.files)
     times = together / max(largest, 1)
+    models = console.count(len(sharing.files), "model")
     return (
-        f"{len(sharing.files)} models of {format_bytes(apart)} take {format_bytes(together)} together: "
+        f"{models} of {format_bytes(apart)} take {format_bytes(together)} together: "
         f"{times:.2f} times the largest"
     )

@@ -88,6 +88,11 @@ def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
     return made
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things: ``1 model``, ``2 models``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def percent(share: float) -> str:
     """A share in whole percent; 0 and 100 stand for none and all alone."""
     if 0 < share < 0.01:

@@ -17,6 +17,7 @@ from shardload.memory import available_bytes, cgroup_limit_bytes
 from shardload.memory.pressure import Trigger, pressure_files
 from shardload_server.cli import console
 from shardload_server.cli.checks import Check, Verdict
+from shardload_server.cli.orders import order_table, orders_check
 from shardload_server.cli.storage import store_check
 
 STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
@@ -24,18 +25,31 @@ PACKAGES = ("gguf", "numpy", "starlette", "uvicorn", "httptools", "cffi", "msgsp
 FEW_FILES = 1024
 
 
-def doctor(store: str | None, *, as_json: bool) -> None:
+def doctor(store: str | None, *, measure: bool = False, as_json: bool) -> None:
     """Print what was found; exit code 1 when something cannot be used."""
     from rich.text import Text
 
-    checks = [_versions(), *_llama(), _cpu(), _memory(), pressure_check(), _limits(), store_check(store)]
+    checks = [
+        _versions(),
+        *_llama(),
+        _cpu(),
+        _memory(),
+        pressure_check(),
+        _limits(),
+        store_check(store),
+        orders_check(measure=measure),
+    ]
     if as_json:
         console.print_json(checks)
     else:
         made = console.table("", "what", "found")
         for check in checks:
             made.add_row(Text(check.verdict, STYLES[check.verdict]), check.name, check.detail)
-        console.stdout().print(made)
+        out = console.stdout()
+        out.print(made)
+        if orders := next((check.orders for check in checks if check.orders), None):
+            out.print()
+            out.print(order_table(orders))
     if any(check.verdict == "bad" for check in checks):
         raise typer.Exit(1)
 
@@ -72,7 +86,19 @@ def llama_checks(facts: LlamaFacts, *, linux: bool) -> list[Check]:
         Check("kernels", "ok", " ".join(facts.features) or "nothing beyond the baseline"),
         Check("AMX", "note" if facts.amx == "traps" else "ok", f"{facts.amx}: {facts.amx_detail}"),
         Check("lazy mapping", mapping, facts.lazy_mapping_detail),
+        _packed_check(facts),
     ]
+
+
+def _packed_check(facts: LlamaFacts) -> Check:
+    if not facts.buffer_types:
+        return Check(
+            "packed weights", "ok", "none: this processor computes on all weights as files have them"
+        )
+    kinds = ", ".join(facts.buffer_types)
+    if facts.maps_packed:
+        return Check("packed weights", "ok", f"{kinds}, mapped from the store")
+    return Check("packed weights", "note", f"{kinds}, as copies of each process: they cannot be mapped here")
 
 
 def _cpu() -> Check:

@@ -192,9 +192,5 @@ def check_config(path: Path) -> None:
     for problem, error in catalog.problems.items():
         console.warn(console.phrase(error) or str(problem))
     check_routes(config, catalog)
-    counts = f"{_count(len(catalog.entries()), 'model')}, {_count(len(config.routes), 'route')}"
+    counts = f"{console.count(len(catalog.entries()), 'model')}, {console.count(len(config.routes), 'route')}"
     console.stdout().print(f"{path}: good; {counts}", soft_wrap=True)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

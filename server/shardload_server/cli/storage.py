@@ -9,6 +9,7 @@ from pathlib import Path
 from shardload.config import StoreConfig
 from shardload.errors import format_bytes
 from shardload.shards.store import Store
+from shardload_server.cli import console
 from shardload_server.cli.checks import Check
 from shardload_server.cli.location import store_directory
 
@@ -32,7 +33,7 @@ def _contents(directory: Path) -> str:
         return f"empty, at most {format_bytes(limit_bytes)}"
     entries = Store(directory).entries()
     used = format_bytes(sum(entry.nbytes for entry in entries))
-    return f"{used} of {format_bytes(limit_bytes)} in {len(entries)} tensors"
+    return f"{used} of {format_bytes(limit_bytes)} in {console.count(len(entries), 'tensor')}"
 
 
 def _free(place: Path) -> str:

@@ -66,7 +66,7 @@ def list_store(option: str | None, *, every_entry: bool, as_json: bool) -> None:
 def headline(found: Stored) -> str:
     """Where the store is, and how full."""
     limit = f" of {format_bytes(found.limit_bytes)}" if found.limit_bytes else ""
-    return f"{found.directory}: {format_bytes(found.bytes)}{limit} in {found.count} tensors"
+    return f"{found.directory}: {format_bytes(found.bytes)}{limit} in {console.count(found.count, 'tensor')}"
 
 
 def remarks(found: Stored) -> list[str]:
@@ -129,11 +129,11 @@ def verify(option: str | None, *, as_json: bool) -> None:
         console.print_json(found)
     else:
         size = format_bytes(sum(entry.nbytes for entry in looked.checked))
-        console.stdout().print(f"{found.whole} tensors are whole ({size})")
+        console.stdout().print(f"{console.count(found.whole, 'tensor')} whole, {size}")
         if found.damaged:
-            console.complain(f"{len(found.damaged)} were damaged and are removed; they will be packed again")
+            console.complain(f"{len(found.damaged)} damaged and removed; what is missing is packed again")
         if found.unreadable:
-            console.complain(f"{found.unreadable} cannot be read")
+            console.complain(f"{found.unreadable} unreadable")
     if found.damaged or found.unreadable:
         raise typer.Exit(1)
 
@@ -168,9 +168,10 @@ def _tell_removed(store: Store, report: PruneReport, *, as_json: bool) -> None:
         console.print_json(found)
         return
     out = console.stdout()
-    out.print(f"removed {found.entries} tensors, {format_bytes(found.bytes)}")
+    out.print(f"removed {console.count(found.entries, 'tensor')}, {format_bytes(found.bytes)}")
     if found.held_entries:
-        out.print(f"{found.held_entries} stay ({format_bytes(held_bytes)}): a running process uses them")
+        held = console.count(found.held_entries, "tensor")
+        out.print(f"left {held}, {format_bytes(held_bytes)}: in use by a running process")
 
 
 def _build() -> str | None:

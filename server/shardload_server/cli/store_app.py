@@ -27,7 +27,7 @@ def list_store(
 
 @store_app.command()
 def verify(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Look at every byte; what is damaged is removed, and packed again later."""
+    """Look at every byte; what is damaged is removed."""
     from shardload_server.cli import store as command
 
     command.verify(store, as_json=as_json)
