@@ -10,7 +10,7 @@ from shardload.memory.prefetch import Job, Prefetcher
 from shardload.memory.pressure import PressureWatch
 from shardload.memory.process import ProcessMemory
 from shardload.memory.residency import file_resident_bytes, resident_bytes, resident_pages
-from shardload.memory.streaming import Division, Streamer, StreamStats, divide
+from shardload.memory.streaming import Division, Streamer, StreamStats, divide, hold_bytes_within
 
 __all__ = [
     "PAGE_BYTES",
@@ -30,6 +30,7 @@ __all__ = [
     "drop_file_cache",
     "evict",
     "file_resident_bytes",
+    "hold_bytes_within",
     "mapped_files",
     "page_out",
     "populate_read",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from shardload.memory.division import Division
+from shardload.memory.division import Division, subtract
 from shardload.memory.pages import Range, cut
 
 # A cursor is an estimate: a layer is dropped when this part of the next one is done as well.
@@ -39,12 +39,18 @@ class Drop:
     layer: int
 
 
-def chunks_of(divisions: Sequence[Division], chunk_bytes: int) -> tuple[Chunk, ...]:
-    """All layers in pieces, in the order of computation, what is held of each before the rest."""
+def chunks_of(
+    divisions: Sequence[Division], chunk_bytes: int, rare: Sequence[Sequence[Range]] = ()
+) -> tuple[Chunk, ...]:
+    """All layers in pieces, in the order of computation, what is held of each before the rest.
+
+    ``rare`` are ranges of each layer that are not read ahead unless they are held.
+    """
+    without = [*rare, *[()] * (len(divisions) - len(rare))]
     return tuple(
         Chunk(layer, piece, held)
         for layer, division in enumerate(divisions)
-        for places, held in ((division.held, True), (division.streamed, False))
+        for places, held in ((division.held, True), (subtract(division.streamed, without[layer]), False))
         for place in places
         for piece in cut(place, chunk_bytes)
     )
@@ -64,14 +70,17 @@ class Course:
         *,
         window_bytes: int,
         chunk_bytes: int,
+        rare: Sequence[Sequence[Range]] = (),
         at: float = 0.0,
     ) -> None:
         self.divisions = tuple(divisions)
-        self.chunks = chunks_of(divisions, chunk_bytes)
+        self.chunks = chunks_of(divisions, chunk_bytes, rare)
         self.layers = len(divisions)
         self.window_bytes = window_bytes
         self._ends = [end / (sum(shares) or 1.0) for end in accumulate(shares)]
-        self._sizes = [division.streamed_bytes for division in divisions]
+        self._sizes = [0] * self.layers
+        for chunk in self.chunks:
+            self._sizes[chunk.layer] += 0 if chunk.held else chunk.place.length
         self._before = [0, *accumulate(self._sizes)]
         self._first = [
             bisect_right(self.chunks, layer - 1, key=lambda one: one.layer) for layer in range(self.layers)
@@ -79,14 +88,14 @@ class Course:
         offsets = accumulate((0 if chunk.held else chunk.place.length for chunk in self.chunks), initial=0)
         self._offsets = list(offsets)
         # What was dropped would be wanted again at once.
-        self._fits = self.pass_bytes <= window_bytes
+        self._fits = sum(division.streamed_bytes for division in divisions) <= window_bytes
         self.reading: set[int] = set()
         self._dropped = int(self.layer_at(at))
         self._read = self._first_chunk(self._dropped)
 
     @property
     def pass_bytes(self) -> int:
-        """What is streamed in one pass."""
+        """What is read in one pass."""
         return self._before[-1]
 
     def layer_at(self, at: float) -> float:

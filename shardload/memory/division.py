@@ -50,6 +50,22 @@ def divide(layers: Sequence[Sequence[Range]], hold_bytes: int) -> tuple[Division
     return tuple(divisions)
 
 
+def hold_within(layers: Sequence[Sequence[Range]], limit_bytes: int, window_bytes: int, behind: float) -> int:
+    """How much to hold so that no more than ``limit_bytes`` are in memory at any time.
+
+    Beside what is held that is a window ahead of the computation, and behind its beginning so many layers'
+    streamed parts. 0 where the limit is too small for even that; everything is held where it fits.
+    """
+    sizes = [total_bytes(layer) for layer in without_overlaps(layers)]
+    size, largest = sum(sizes), max(sizes, default=0)
+    if size <= limit_bytes:
+        return size
+    # What is streamed of the largest layer is the same part of it as of all.
+    part = behind * largest / size
+    held = (limit_bytes - window_bytes - part * size) / (1 - part) if part < 1 else 0
+    return max(0, int(held))
+
+
 def without_overlaps(layers: Iterable[Iterable[Range]]) -> list[list[Range]]:
     """The pages that ranges touch, each once, in the same order; neighbours become one."""
     taken: list[Range] = []

@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from shardload.errors import HandleClosed
-from shardload.memory.course import Course, Drop, Read
-from shardload.memory.division import Division, divide, subtract
+from shardload.memory.course import BEHIND_LAYERS, Course, Drop, Read
+from shardload.memory.division import Division, divide, hold_within, subtract, without_overlaps
 from shardload.memory.eviction import evict
 from shardload.memory.pages import Range
 from shardload.memory.prefetch import bring_in
 from shardload.memory.residency import resident_bytes
 
-__all__ = ["Division", "StreamStats", "Streamer", "divide"]
+__all__ = ["Division", "StreamStats", "Streamer", "divide", "hold_bytes_within"]
 
 logger = logging.getLogger("shardload.memory")
 
 THREADS = 2
-WINDOW_BYTES = 64 * 2**20
+WINDOW_BYTES = 32 * 2**20
 CHUNK_BYTES = 4 * 2**20
 # How often the cursor is looked at while everything that should be in memory is.
 POLL_SECONDS = 0.002
@@ -52,6 +52,13 @@ class Surplus:
     place: Range
 
 
+def hold_bytes_within(
+    layers: Sequence[Sequence[Range]], limit_bytes: int, window_bytes: int = WINDOW_BYTES
+) -> int:
+    """What a streamer may hold if all that it has in memory is to stay within a limit."""
+    return hold_within(layers, limit_bytes, window_bytes, 1 + BEHIND_LAYERS)
+
+
 class Streamer:
     """Keeps the held parts of layers in memory and moves a window over the rest, ahead of the computation.
 
@@ -61,7 +68,9 @@ class Streamer:
     and a half layers' streamed parts. What is in memory beyond that at the beginning leaves.
 
     The ranges are mapped, once in this process, until `close()` has returned. ``shares`` are the parts of
-    a pass that each layer takes; without them all take the same. `begin` and `end` are called by the thread
+    a pass that each layer takes; without them all take the same. ``rare`` are ranges, among those of each
+    layer, that a step may not need, as experts: they are held as the others and dropped as the others, and
+    what is not held of them is left to the computation to read. `begin` and `end` are called by the thread
     that computes; every other method on any thread.
     """
 
@@ -72,10 +81,12 @@ class Streamer:
         *,
         window_bytes: int = WINDOW_BYTES,
         shares: Sequence[float] | None = None,
+        rare: Sequence[Sequence[Range]] = (),
         threads: int = THREADS,
     ) -> None:
         self._layers = [list(layer) for layer in layers]
         self._shares = list(shares) if shares is not None else [1.0] * len(self._layers)
+        self._rare = without_overlaps(rare)
         self._window_bytes = window_bytes
         self._changed = threading.Condition()
         self._closed = self._polling = False
@@ -104,7 +115,7 @@ class Streamer:
 
     @property
     def streamed_bytes(self) -> int:
-        """What is read in each pass, in whole pages."""
+        """What is read in each pass, in whole pages, without what is rare."""
         with self._changed:
             return self._course.pass_bytes
 
@@ -147,7 +158,7 @@ class Streamer:
     def _finish_step(self) -> None:
         if self._progress is not None:
             done = self._progress()
-            passes = 1 if done is None else round(done)
+            passes = 1 if done is None else int(done + 0.5)
             self._passes += passes
             self._totals = replace(self._totals, passes=self._totals.passes + passes)
             self._progress = None
@@ -159,7 +170,12 @@ class Streamer:
         at = self._at()
         self._divisions = divide(self._layers, hold_bytes)
         self._course = Course(
-            self._divisions, self._shares, window_bytes=self._window_bytes, chunk_bytes=CHUNK_BYTES, at=at
+            self._divisions,
+            self._shares,
+            window_bytes=self._window_bytes,
+            chunk_bytes=CHUNK_BYTES,
+            rare=self._rare,
+            at=at,
         )
         streamed = [place for division in self._divisions for place in division.streamed]
         # What was in memory of each streamed range when it was last sent away.

@@ -138,6 +138,21 @@ def test_a_layer_that_is_being_read_is_not_dropped() -> None:
     assert isinstance(course.next(1, running=False), Drop)
 
 
+def test_what_is_rare_is_dropped_and_not_read_ahead() -> None:
+    layers = [[Range(16 * number * PAGE_BYTES, 16 * PAGE_BYTES)] for number in range(4)]
+    rare = [[Range(layer[0].address + 4 * PAGE_BYTES, 12 * PAGE_BYTES)] for layer in layers]
+    divisions = divide(layers, 0)
+    course = Course(divisions, [1.0] * 4, window_bytes=4 * PAGE_BYTES, chunk_bytes=CHUNK, rare=rare)
+    assert course.pass_bytes == 16 * PAGE_BYTES
+    memory = Memory(course)
+    for step in range(17):
+        memory.obey(step / 16, running=True)
+        if step == 2:
+            memory.resident |= _pages(rare[0][0])  # the computation has needed it
+    assert memory.read_pages == 16 + 4
+    assert not memory.resident & _pages(rare[0][0])
+
+
 def test_starving() -> None:
     course = make_course([4] * 2, 0, 3)
     assert course.starved(0)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardload.memory import PAGE_BYTES, Range
-from shardload.memory.division import divide, subtract, total_bytes, without_overlaps
+from shardload.memory.division import divide, hold_within, subtract, total_bytes, without_overlaps
 from shardload.memory.pages import PIECE_BYTES
 
 ranges = st.builds(
@@ -95,3 +95,18 @@ def test_nothing_to_divide() -> None:
 def test_subtraction(places: list[Range], others: list[Range]) -> None:
     left = subtract(without_overlaps([places])[0], without_overlaps([others])[0])
     assert sorted(pages(left)) == sorted(set(pages(places)) - set(pages(others)))
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(0, 5000), st.integers(0, 300))
+def test_what_is_held_leaves_room_for_the_rest(sizes: list[int], limit: int, window: int) -> None:
+    places, address = [], 0
+    for pages_of_layer in sizes:
+        places.append([Range(address, pages_of_layer * PAGE_BYTES)])
+        address += pages_of_layer * PAGE_BYTES
+    held = hold_within(places, limit * PAGE_BYTES, window * PAGE_BYTES, 1.5)
+    if sum(sizes) <= limit:
+        assert held == sum(sizes) * PAGE_BYTES
+    elif held:
+        streamed = 1 - held / (sum(sizes) * PAGE_BYTES)
+        behind = 1.5 * max(sizes) * PAGE_BYTES * streamed
+        assert held + window * PAGE_BYTES + behind <= limit * PAGE_BYTES + 1
