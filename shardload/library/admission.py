@@ -1,40 +1,28 @@
-"""Whose turn it is: which waiting models get memory now, and which idle ones leave for them.
+"""Whose turn it is: which waiting models get memory now, and what leaves memory for them.
 
 The oldest request has the first claim. Others may pass it as long as they fit, until it has waited for
 ``max_wait_seconds``: from then on nobody passes, and leased models take no new leases, so that their memory
-comes free. Requests for one model go together.
+comes free. Requests for one model go together. A model that does not fit beside the pinned ones streams.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from shardload.errors import AllPinned, InsufficientMemory
-from shardload.library.eviction import Candidate, check_fits, plan
-from shardload.library.ledger import Instance, Ledger, Waiter, Weights
+from shardload.errors import InsufficientMemory
+from shardload.library.actions import Actions
+from shardload.library.balance import Balance
+from shardload.library.candidates import Rules, holdings
+from shardload.library.fitting import least_share_bytes, must_stream
+from shardload.library.holdings import Instance, Weights
+from shardload.library.ledger import Ledger
+from shardload.library.relief import Holding, relieve
 
-
-@dataclass(slots=True)
-class Actions:
-    """What a turn decided; the ledger has noted it, the effects are still to come."""
-
-    grants: list[tuple[Instance, tuple[Waiter, ...]]] = field(default_factory=list)
-    opens: list[Instance] = field(default_factory=list)
-    evictions: list[Instance] = field(default_factory=list)
-    unused: list[Weights] = field(default_factory=list)
-    """Weights to close, whose instances are gone."""
-    failures: list[tuple[tuple[Waiter, ...], InsufficientMemory]] = field(default_factory=list)
-    measure: bool = False
-    reserved_for: Instance | None = None
-    """The instance that nobody may pass."""
-    next_at: float = math.inf
-    """When to decide again, if nothing happens before."""
-
-    def look_again(self, at: float) -> None:
-        """Have the next turn at a time at the latest."""
-        self.next_at = min(self.next_at, at)
+RESIZE_SHARE = 0.1
+"""A streaming model's share is changed for no less than this part of it."""
+TRUST_SECONDS = 10.0
+"""For how long weights that were seen in memory are taken to be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +38,10 @@ class Turn:
     min_residency_seconds: float
     is_stale: Callable[[Weights], bool]
     """Whether the residency of idle weights should be measured before anything leaves."""
+    full_budget_bytes: int | None = None
+    """The budget without pressure from outside, where there is some."""
+    recovers_at: float = 0.0
+    """When there will be more again, under pressure."""
 
     def decide(self) -> Actions:
         """Serve the waiting instances in the order of their oldest requests."""
@@ -65,97 +57,146 @@ class Turn:
                 actions.reserved_for = instance
             else:
                 actions.look_again(impatient_at)
-        self._shrink(actions)
-        actions.unused = self.ledger.begin_close_unused(
-            actions.reserved_for.oldest if actions.reserved_for else math.inf
-        )
+        balance = Balance(self.ledger, self.now, self.budget_bytes, self.pinned, self._must_measure)
+        grace_seconds = self.max_wait_seconds if self.full_budget_bytes is None else 0.0
+        balance.shrink(actions, grace_seconds)
+        if not any(instance.waits for instance in self.ledger.instances.values()):
+            balance.grow(actions)
         return actions
 
     def _admit(self, instance: Instance, actions: Actions) -> bool:
         """Give an instance its memory, or begin what brings it nearer; False while it waits on."""
-        ledger, weights = self.ledger, self.ledger.weights.get(instance.key[0][0])
+        ledger, weights = self.ledger, self.ledger.weights.get(instance.file)
         if instance.active:
-            if not instance.leaves_when_idle:
-                actions.grants.append((instance, ledger.take_waiters(instance)))
+            if instance.leaves_when_idle:
+                return True
+            if self._is_drained(instance):
+                return False
+            actions.grants.append((instance, ledger.lend(instance)))
             return True
-        if weights is not None and weights.state == "closing":
+        if weights is not None and (weights.state == "closing" or weights.closes or weights.moving):
             return False
-        extra_bytes = ledger.extra_bytes(instance)
-        missing_bytes = extra_bytes - (self.budget_bytes - ledger.used_bytes())
-        if missing_bytes <= 0:
-            self._activate(instance, actions)
-            return True
-        if self._must_measure(actions):
-            return False
+        whole = weights is None or weights.active or weights.limit_bytes is None
+        if whole and self._missing_bytes(instance, None) <= 0:
+            # As it is, without looking whether it would fit beside everything that is pinned.
+            return self._activate(instance, None, actions)
         try:
-            alone_bytes = ledger.alone_bytes(instance)
-            check_fits(instance.entry.name, alone_bytes, self.budget_bytes, self._pinned_bytes(instance))
+            streams = self._must_stream(instance, self.budget_bytes)
         except InsufficientMemory as error:
-            actions.failures.append((ledger.dismiss_waiters(instance), error))
-            ledger.forget_unwanted(instance)
-            return True
-        self._make_room(instance, missing_bytes - ledger.leaving_bytes(), actions)
+            return self._refuse(instance, error, actions)
+        if streams and (weights is None or not weights.active):
+            return self._admit_streaming(instance, actions)
+        missing_bytes = self._missing_bytes(instance, None)
+        if missing_bytes <= 0:
+            return self._activate(instance, None, actions)
+        if not self._must_measure(actions):
+            self._make_room(instance, missing_bytes - ledger.leaving_bytes(), actions)
         return False
 
-    def _activate(self, instance: Instance, actions: Actions) -> None:
+    def _admit_streaming(self, instance: Instance, actions: Actions) -> bool:
+        """Give a model that does not fit what idle ones can spare, and at least what it cannot do without."""
+        ledger, weights = self.ledger, self.ledger.weights.get(instance.file)
+        if self._must_measure(actions):
+            return False
+        size_bytes, least_bytes = ledger.size_bytes(instance), self._least_bytes(instance)
+        if ledger.leaving_bytes() > 0:
+            return False
+        wanted_bytes = self._missing_bytes(instance, size_bytes)
+        gentle = relieve(wanted_bytes, self._holdings(instance), self.now, gently=True, partly=True)
+        if gentle.freed_bytes:
+            actions.take(ledger, gentle)
+            return False
+        missing_bytes = self._missing_bytes(instance, least_bytes)
+        if missing_bytes > 0:
+            self._make_room(instance, missing_bytes, actions)
+            return False
+        limit_bytes = min(least_bytes - missing_bytes, size_bytes)
+        present_bytes = weights.limit_bytes if weights is not None else None
+        if present_bytes is not None and (1 - RESIZE_SHARE) * limit_bytes <= present_bytes <= limit_bytes:
+            limit_bytes = present_bytes
+        return self._activate(instance, limit_bytes, actions)
+
+    def _activate(self, instance: Instance, limit_bytes: int | None, actions: Actions) -> bool:
+        """Promise memory that is there; False while weights that are open change their share of it."""
+        ledger, weights = self.ledger, self.ledger.weights.get(instance.file)
+        if weights is not None and not weights.active:
+            if weights.limit_bytes != limit_bytes:
+                actions.resize(self.ledger, weights, limit_bytes)
+                return False
+            self._wake(weights, instance, actions)
         if instance.state == "open":
-            actions.grants.append((instance, self.ledger.take_waiters(instance)))
+            actions.grants.append((instance, ledger.lend(instance)))
         else:
-            self.ledger.begin_open(instance)
+            ledger.begin_open(instance, limit_bytes)
             actions.opens.append(instance)
+        return True
+
+    def _wake(self, weights: Weights, instance: Instance, actions: Actions) -> None:
+        """Bring back what idle weights lost, and let prompts have the second layout where there is room."""
+        measured = weights.measured
+        whole = measured is not None and measured.resident_bytes >= weights.size_bytes
+        if weights.limit_bytes is None and not (whole and self.now - weights.seen_at <= TRUST_SECONDS):
+            actions.bring_backs.append(weights)
+        second_bytes = weights.second_total_bytes if weights.limit_bytes is None else 0
+        present_bytes = min(measured.second_bytes, second_bytes) if measured is not None else 0
+        weights.granted_second_bytes = 0
+        missing_bytes = self._missing_bytes(instance, weights.limit_bytes) + second_bytes - present_bytes
+        actions.allow_second(self.ledger, weights, second_bytes > 0 and missing_bytes <= 0)
+
+    def _missing_bytes(self, instance: Instance, limit_bytes: int | None) -> int:
+        free_bytes = self.budget_bytes - self.ledger.used_bytes()
+        return self.ledger.extra_bytes(instance, limit_bytes) - free_bytes
+
+    def _least_bytes(self, instance: Instance) -> int:
+        return least_share_bytes(self.ledger.size_bytes(instance), instance.prediction.layer_bytes)
+
+    def _must_stream(self, instance: Instance, budget_bytes: int) -> bool:
+        ledger = self.ledger
+        return must_stream(
+            instance.entry.name,
+            ledger.size_bytes(instance),
+            ledger.fixed_bytes(instance),
+            self._least_bytes(instance),
+            budget_bytes,
+            ledger.pinned_bytes(self.pinned.items(), instance),
+        )
+
+    def _refuse(self, instance: Instance, error: InsufficientMemory, actions: Actions) -> bool:
+        """Fail those who wait, unless there will be more memory when pressure from outside ends."""
+        if self.full_budget_bytes is not None:
+            try:
+                self._must_stream(instance, self.full_budget_bytes)
+                actions.look_again(self.recovers_at)
+                return False
+            except InsufficientMemory as lasting:
+                error = lasting
+        actions.failures.append((self.ledger.dismiss_waiters(instance), error))
+        self.ledger.forget_unwanted(instance)
+        return True
+
+    def _is_drained(self, instance: Instance) -> bool:
+        """Whether a model in use takes no more requests, because models in use take more than there is."""
+        return self.ledger.over_since is not None and instance not in self.pinned
 
     def _must_measure(self, actions: Actions) -> bool:
-        stale = any(self.is_stale(weights) for weights in self.ledger.idle_weights())
+        idle = (
+            weights
+            for weights in self.ledger.weights.values()
+            if weights.state == "open" and not weights.active
+        )
+        stale = any(self.is_stale(weights) for weights in idle)
         actions.measure = actions.measure or stale
         return stale
 
-    def _make_room(self, instance: Instance, bytes_to_free: int, actions: Actions) -> None:
-        if bytes_to_free <= 0:
-            return
-        keep = {*self.pinned, instance, *self._older(instance)}
-        candidates = self.ledger.candidates(keep, self.min_residency_seconds, instance.oldest)
-        found = plan(bytes_to_free, candidates, self.now)
-        for victim in found.victims:
-            self._evict(victim, actions, until=instance.oldest)
+    def _make_room(self, instance: Instance, wanted_bytes: int, actions: Actions) -> None:
+        found = relieve(wanted_bytes, self._holdings(instance), self.now)
+        actions.take(self.ledger, found)
         if found.retry_at is not None:
             actions.look_again(found.retry_at)
 
-    def _older(self, instance: Instance) -> set[Instance]:
-        """Instances with requests from before: this one may not take their memory."""
-        return {other for other in self.ledger.instances.values() if other.oldest < instance.oldest}
-
-    def _pinned_bytes(self, instance: Instance) -> dict[str, int]:
-        """What pinned models beside an instance have in memory; the weights they share count as its own."""
-        own = self.ledger.weights.get(instance.key[0][0])
-        found: dict[str, int] = {}
-        counted: set[Weights] = {own} if own else set()
-        for pinned, name in self.pinned.items():
-            if pinned is instance or pinned.weights is None:
-                continue
-            found[name] = found.get(name, 0) + pinned.private_bytes
-            if pinned.weights not in counted:
-                counted.add(pinned.weights)
-                found[name] += pinned.weights.counted_bytes
-        return found
-
-    def _shrink(self, actions: Actions) -> None:
-        """Bring the ledger back within the budget when an open took more than was predicted."""
-        over_bytes = self.ledger.used_bytes() - self.ledger.leaving_bytes() - self.budget_bytes
-        if over_bytes <= 0 or self._must_measure(actions):
-            return
-        candidates = self.ledger.candidates(self.pinned, self.min_residency_seconds)
-        found = plan(over_bytes, candidates, self.now)
-        for victim in found.victims or sorted(candidates, key=lambda candidate: candidate.last_used):
-            self._evict(victim, actions)
-
-    def _evict(self, victim: Candidate, actions: Actions, until: float = math.inf) -> None:
-        instance = self.ledger.instances[victim.key]
-        self.ledger.begin_close(instance, drop_pages=True, until=until)
-        actions.evictions.append(instance)
-
-
-def renamed(error: InsufficientMemory, name: str) -> InsufficientMemory:
-    """The same error for another name of the model: each request raises its own."""
-    if isinstance(error, AllPinned):
-        return AllPinned(name, error.needed_bytes, error.budget_bytes, error.pinned)
-    return InsufficientMemory(name, error.needed_bytes, error.budget_bytes)
+    def _holdings(self, instance: Instance) -> list[Holding]:
+        """What may leave for an instance; with requests from before, models may not be taken from."""
+        older = {other for other in self.ledger.instances.values() if other.oldest < instance.oldest}
+        keep = {*self.pinned, instance, *older}
+        rules = Rules(keep, until=instance.oldest, min_residency_seconds=self.min_residency_seconds)
+        return holdings(self.ledger, rules)

@@ -1,17 +1,26 @@
-"""What takes time: opening, closing and measuring. Each ends with one synchronous change of the ledger."""
+"""What takes time: opening, closing, moving pages and measuring. Each ends with one synchronous change of the
+ledger."""
 
 from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from shardload.errors import LoadFailed, ShardloadError, format_bytes
-from shardload.library.ledger import Instance, Ledger, Waiter, Weights
-from shardload.library.opener import Opener, WeightsHandle
+from shardload.library.actions import Actions, Leave, Resize
+from shardload.library.holdings import Instance, Waiter, Weights
+from shardload.library.ledger import Ledger
+from shardload.library.opener import Opener, Residency, WeightsHandle
 
 logger = logging.getLogger("shardload.library")
+
+
+class Start(Protocol):
+    """Runs an effect beside everything else."""
+
+    def __call__(self, effect: Callable[..., Coroutine[Any, Any, None]], /, *arguments: object) -> None: ...
 
 
 class Listener(Protocol):
@@ -30,9 +39,28 @@ class Effects:
     """
 
     def __init__(
-        self, ledger: Ledger, opener: Opener, clock: Callable[[], float], listener: Listener
+        self, ledger: Ledger, opener: Opener, clock: Callable[[], float], listener: Listener, start: Start
     ) -> None:
-        self._ledger, self._opener, self._clock, self._listener = ledger, opener, clock, listener
+        self._ledger, self._opener, self._clock = ledger, opener, clock
+        self._listener, self._start = listener, start
+
+    def begin(self, actions: Actions) -> None:
+        """Begin everything that a turn decided."""
+        for weights in actions.seconds:
+            if weights.handle is not None:
+                self._opener.allow_second_layout(weights.handle, weights.second_allowed)
+        for instance in actions.opens:
+            self._start(self.open, instance)
+        for weights in actions.bring_backs:
+            self._bring_back(weights)
+        for leave in actions.leaves:
+            self._start(self._page_out, leave)
+        for resize in actions.resizes:
+            self._start(self._resize, resize)
+        for instance in actions.parks:
+            self._start(self.park, instance)
+        for instance in actions.closes:
+            self._start(self.close, instance, "evicted")
 
     async def open(self, instance: Instance) -> None:
         """Open an instance that memory was promised to, and its weights unless they are open."""
@@ -59,9 +87,9 @@ class Effects:
         self._listener.opened(instance)
 
     async def close(self, instance: Instance, reason: str) -> None:
-        """Close an instance that was taken out of use, and its weights if they were as well."""
+        """Close an instance that was taken out of use."""
         started = self._clock()
-        weights, freed_bytes = instance.weights, instance.private_bytes
+        freed_bytes = instance.private_bytes
         if instance.handle is not None:
             try:
                 await self._opener.close_instance(instance.handle)
@@ -69,9 +97,6 @@ class Effects:
                 logger.exception("closing the context of %s failed", instance.entry.name)
         name, closed = instance.entry.name, instance.closed
         self._ledger.finish_close(instance)
-        if weights is not None and weights.state == "closing" and not weights.instances:
-            freed_bytes += weights.counted_bytes
-            await self._close_weights(weights)
         closed.set()
         milliseconds = (self._clock() - started) * 1000
         logger.info("closed %s (%s): %s, %.0f ms", name, reason, format_bytes(freed_bytes), milliseconds)
@@ -79,55 +104,114 @@ class Effects:
 
     async def close_weights(self, weights: Weights) -> None:
         """Close weights that were taken out of use and have no instances."""
-        await self._close_weights(weights)
+        if weights.handle is not None:
+            try:
+                await self._opener.close_weights(weights.handle, drop_pages=weights.drop_pages)
+            except (Exception, CancelledError):
+                logger.exception("closing weights failed")
+        self._ledger.finish_close_weights(weights)
         self._listener.turn()
 
     async def measure(self) -> None:
         """Measure how much of all open weights is in memory."""
         targets = [
             (weights, weights.handle, weights.uses)
-            for weights in self._ledger.weights.values()
-            if weights.state == "open" and weights.handle is not None
+            for weights in self._ledger.by_heat()
+            if weights.handle is not None
         ]
+        found: list[Residency | None]
         try:
             found = await self._opener.measure([handle for _, handle, _ in targets])
-        except Exception:
+        except (Exception, CancelledError):
             logger.exception("measuring what is in memory failed")
             found = [None] * len(targets)
         now = self._clock()
         for (weights, _, uses), residency in zip(targets, found, strict=True):
-            weights.measured = residency
-            if weights.uses == uses:
-                weights.measured_at = now
+            self._ledger.note_measured(weights, uses, residency, now)
 
     async def _open_weights(self, weights: Weights, instance: Instance) -> WeightsHandle:
         if weights.claimed:
             await weights.opened.wait()
         else:
             weights.claimed = True
+            started = self._clock()
             try:
-                weights.handle = await self._opener.open_weights(
-                    instance.entry, lambda fraction: self._listener.progressed(instance, fraction)
+                handle = await self._opener.open_weights(
+                    instance.entry,
+                    lambda fraction: self._listener.progressed(instance, fraction),
+                    resident_limit_bytes=weights.limit_bytes,
                 )
             except (Exception, CancelledError) as error:
                 self._ledger.fail_weights(weights, error)
                 raise
-            weights.private_bytes = weights.handle.facts.private_bytes
-            weights.state = "open"
-            weights.opened.set()
+            # Prompts use the second layout as soon as a turn finds room for it.
+            self._opener.allow_second_layout(handle, False)
+            now = self._clock()
+            self._ledger.finish_open_weights(weights, handle, now, now - started)
+            if weights.limit_bytes is None:
+                self._bring_back(weights)
         if weights.error is not None:
             raise weights.error
         assert weights.handle is not None, "weights are open or have an error"
         return weights.handle
 
-    async def _close_weights(self, weights: Weights) -> None:
+    def _bring_back(self, weights: Weights) -> None:
         if weights.handle is not None:
-            self._ledger.note_totals(weights)
-            try:
-                await self._opener.close_weights(weights.handle, drop_pages=weights.drop_pages)
-            except (Exception, CancelledError):
-                logger.exception("closing weights failed")
-        self._ledger.finish_weights(weights)
+            self._opener.bring_back(weights.handle)
+
+    async def _page_out(self, leave: Leave) -> None:
+        weights = leave.weights
+        await self._moved(weights, leave.keep_bytes, self._send_away(weights, leave.keep_bytes))
+        self._listener.turn()
+
+    async def _resize(self, resize: Resize) -> None:
+        weights, limit = resize.weights, resize.limit_bytes
+        assert weights.handle is not None, "open weights have a handle"
+
+        async def change(handle: WeightsHandle) -> int:
+            await self._opener.set_resident_limit(handle, limit)
+            if limit is None:
+                return 1
+            # What only prompts used is not in the limit.
+            return max(await self._send_away(weights, limit), 1)
+
+        name = next((instance.entry.name for instance in weights.instances), "weights")
+        share = "in memory as a whole" if limit is None else f"streaming with {format_bytes(limit)} in memory"
+        logger.info("%s: %s", name, share)
+        await self._moved(weights, weights.size_bytes if limit is None else limit, change(weights.handle))
+        weights.limit_bytes = limit
+        self._listener.turn()
+
+    async def _send_away(self, weights: Weights, keep_bytes: int) -> int:
+        assert weights.handle is not None, "open weights have a handle"
+        hotter: list[WeightsHandle] = []
+        for other in self._ledger.by_heat():
+            if other is weights:
+                break
+            if other.handle is not None:
+                hotter.append(other.handle)
+        return await self._opener.page_out(weights.handle, keep_bytes, hotter)
+
+    async def _moved(self, weights: Weights, keep_bytes: int, move: Coroutine[Any, Any, int]) -> None:
+        """Bring a move of pages to its end, and see what it has brought."""
+        freed_bytes = 0
+        try:
+            freed_bytes = await move
+        except (Exception, CancelledError):
+            logger.exception("moving pages failed")
+        await self.measure()
+        self._ledger.finish_move(weights, keep_bytes, freed_bytes)
+
+    async def park(self, instance: Instance) -> None:
+        """Park the KV state of an idle instance and give its memory back."""
+        uses, freed_bytes = instance.uses, 0
+        assert instance.handle is not None, "open instances have a handle"
+        try:
+            freed_bytes = await self._opener.park_instance(instance.handle)
+        except (Exception, CancelledError):
+            logger.exception("parking the context of %s failed", instance.entry.name)
+        self._ledger.finish_park(instance, uses, freed_bytes)
+        self._listener.turn()
 
     def _fail(self, instance: Instance, error: BaseException) -> None:
         if not isinstance(error, ShardloadError | OSError | CancelledError):

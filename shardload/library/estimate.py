@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,8 @@ class MemoryShape:
     feed_forward_length: int = 0
     vocabulary_tokens: int = 0
     merges: int = 0
+    layer_bytes: int = 0
+    """Of the largest block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Prediction:
     vocabulary_bytes: int
     kv_bytes: int
     compute_bytes: int
+    layer_bytes: int = 0
+    """The part of the weights that must be in memory together for a step to go on."""
 
     @property
     def private_bytes(self) -> int:
@@ -85,6 +90,7 @@ def memory_shape(gguf: GGUFFile) -> MemoryShape:
         feed_forward_length=max(header.per_block("feed_forward_length", max(blocks, 1)), default=0),
         vocabulary_tokens=gguf.vocabulary_size or 0,
         merges=len(merges) if isinstance(merges, MetadataArray) else 0,
+        layer_bytes=_layer_bytes(gguf),
     )
 
 
@@ -136,7 +142,17 @@ def predict(
         compute_bytes=compute_bytes(
             shape, ctx_tokens, slots, batch_tokens=batch_tokens, whole_batch=whole_batch
         ),
+        layer_bytes=shape.layer_bytes,
     )
+
+
+def _layer_bytes(gguf: GGUFFile) -> int:
+    blocks: Counter[str] = Counter()
+    for name, tensor in gguf.tensors.items():
+        block, _, inner = name.removeprefix("blk.").partition(".")
+        if name.startswith("blk.") and inner:
+            blocks[block] += tensor.nbytes
+    return max(blocks.values(), default=0)
 
 
 def _head_length(header: _Numbers, gguf: GGUFFile, heads: Sequence[int]) -> int:

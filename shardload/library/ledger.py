@@ -3,196 +3,32 @@
 An instance is a context on weights. It is *waiting* while requests want it and it has no memory yet,
 *opening* from the moment that memory is promised to it, *open*, and *closing* until its memory is back;
 it is accounted for in the last three. It is *active* while it opens or is leased: then all of its weights
-count. Idle weights count with what of them is resident.
+count, or what they may have while they stream. Idle weights count with what of them is resident. Memory that
+several weights use counts once.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal
 
 import anyio
 
-from shardload.library.entry import FileKey, ModelEntry, Use, slots_for
+from shardload.library.entry import FileKey, ModelEntry, Use
 from shardload.library.estimate import Prediction
-from shardload.library.eviction import Candidate
-from shardload.library.lease import Lease, OpenProgress
-from shardload.library.opener import InstanceHandle, Residency, WeightsFacts, WeightsHandle
-
-ServedKey = tuple[FileKey, int, int]
-"""What names map onto: the file, the size of the context and its slots."""
-InstanceKey = tuple[ServedKey, Use]
-logger = logging.getLogger("shardload.library")
-
-State = Literal["waiting", "opening", "open", "closing"]
-
-
-def served_key(entry: ModelEntry) -> ServedKey:
-    """What a name stands for in memory."""
-    return entry.file_key, entry.ctx_tokens, entry.slots
-
-
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """A request that waits for its lease."""
-
-    entry: ModelEntry
-    since: float
-    serial: int
-    """The order of arrival."""
-    keep_alive_seconds: float | None
-    progress: Callable[[OpenProgress], None] | None
-    done: anyio.Event = field(default_factory=anyio.Event)
-    lease: Lease | None = None
-    error: Exception | None = None
-
-    def fail(self, error: Exception) -> None:
-        """End the wait with an error."""
-        self.error = error
-        self.done.set()
-
-    def report(self, stage: Literal["waiting", "opening"], fraction: float) -> None:
-        """Tell the request how far it is; what its callback raises is its own."""
-        if self.progress is None:
-            return
-        try:
-            self.progress(OpenProgress(self.entry.name, stage, fraction))
-        except Exception:
-            logger.exception("reporting the progress of %s failed", self.entry.name)
-            self.progress = None
-
-
-@dataclass(frozen=True, slots=True)
-class PageTotals:
-    """What the opens of one file counted together."""
-
-    page_ins: int = 0
-    page_outs: int = 0
-    waited_seconds: float = 0.0
-
-    def plus(self, facts: WeightsFacts | None) -> PageTotals:
-        """With one open more; None adds nothing."""
-        if facts is None:
-            return self
-        return PageTotals(
-            self.page_ins + facts.page_ins,
-            self.page_outs + facts.page_outs,
-            self.waited_seconds + facts.waited_seconds,
-        )
-
-
-@dataclass(slots=True, eq=False)
-class Weights:
-    """One file in memory, and the instances on it."""
-
-    key: FileKey
-    size_bytes: int
-    private_bytes: int
-    measured: Residency | None = None
-    """What of it was in memory when it was last measured."""
-    measured_at: float = -math.inf
-    """When, if it has not been in use since."""
-    uses: int = 0
-    """How often it has become idle."""
-    drop_pages: bool = False
-    claimed: bool = False
-    """Whether somebody opens it already."""
-    state: Literal["opening", "open", "closing"] = "opening"
-    handle: WeightsHandle | None = None
-    error: BaseException | None = None
-    opened: anyio.Event = field(default_factory=anyio.Event)
-    instances: set[Instance] = field(default_factory=set)
-
-    @property
-    def active(self) -> bool:
-        """Whether all of it may be needed at any moment."""
-        return self.state == "opening" or any(instance.active for instance in self.instances)
-
-    @property
-    def resident_bytes(self) -> int:
-        """What may be in memory now: all of it, unless it was measured since it was last in use."""
-        if self.active or self.measured is None or self.measured_at == -math.inf:
-            return self.size_bytes
-        return min(self.measured.resident_bytes, self.size_bytes)
-
-    @property
-    def counted_bytes(self) -> int:
-        """What it takes of the budget."""
-        return self.private_bytes + self.resident_bytes
-
-
-@dataclass(slots=True, eq=False)
-class Instance:
-    """One context, or the wish for one."""
-
-    key: InstanceKey
-    entry: ModelEntry
-    prediction: Prediction
-    keep_alive_seconds: float
-    state: State = "waiting"
-    weights: Weights | None = None
-    handle: InstanceHandle | None = None
-    private_bytes: int = 0
-    leases: int = 0
-    waiters: deque[Waiter] = field(default_factory=deque)
-    leaves_when_idle: bool = False
-    last_used: float = 0.0
-    opened_at: float = 0.0
-    open_seconds: float = 0.0
-    lease_seconds: float = 1.0
-    """How long a lease takes, as a moving average."""
-    closed: anyio.Event = field(default_factory=anyio.Event)
-    """Set when the memory of the present open is back."""
-
-    @property
-    def kind(self) -> Use:
-        """What the context is made for."""
-        return self.key[1]
-
-    @property
-    def slots(self) -> int:
-        """How many requests it answers at once."""
-        return slots_for(self.entry, self.kind)
-
-    @property
-    def active(self) -> bool:
-        """Whether it must stay: somebody holds it, or it is being opened."""
-        return self.leases > 0 or self.state == "opening"
-
-    @property
-    def idle(self) -> bool:
-        """Whether it could be closed now."""
-        return self.state == "open" and self.leases == 0
-
-    @property
-    def waits(self) -> bool:
-        """Whether requests wait that the next turn may help."""
-        return bool(self.waiters) and self.state in ("waiting", "open")
-
-    @property
-    def oldest(self) -> int | float:
-        """The order of arrival of the request that waits longest."""
-        return self.waiters[0].serial if self.waiters else math.inf
-
-    @property
-    def queued(self) -> int:
-        """How many requests are more than the slots that there are."""
-        return max(self.leases + len(self.waiters) - self.slots, 0)
-
-    @property
-    def queue_seconds(self) -> float:
-        """How long the queue will take, by the leases of the past."""
-        return self.lease_seconds * self.queued / self.slots
-
-    @property
-    def expires_at(self) -> float:
-        """When an idle instance has been kept for long enough."""
-        return math.inf if self.keep_alive_seconds < 0 else self.last_used + self.keep_alive_seconds
+from shardload.library.holdings import (
+    Instance,
+    InstanceKey,
+    PageTotals,
+    ServedKey,
+    Waiter,
+    Weights,
+    served_key,
+)
+from shardload.library.lease import OpenProgress
+from shardload.library.opener import InstanceHandle, Residency, WeightsHandle
+from shardload.library.sharing import Groups, groups, sharers, united_bytes
 
 
 class Ledger:
@@ -203,7 +39,12 @@ class Ledger:
         self.instances: dict[InstanceKey, Instance] = {}
         self.past: dict[FileKey, PageTotals] = {}
         """What weights counted that are closed by now."""
+        self.over_since: float | None = None
+        """Since when models in use take more than there is."""
         self._serials = itertools.count()
+        self._groups: Groups[Weights] | None = None
+
+    # -- who there is
 
     def instance(
         self, entry: ModelEntry, kind: Use, prediction: Prediction, keep_alive_seconds: float
@@ -233,40 +74,224 @@ class Ledger:
         """The instances of every kind that a name stands for."""
         return (instance for instance in self.instances.values() if instance.key[0] == key)
 
-    def used_bytes(self) -> int:
-        """What counts against the budget."""
-        return sum(weights.counted_bytes for weights in self.weights.values()) + sum(
-            instance.private_bytes for instance in self.instances.values()
+    def by_heat(self) -> list[Weights]:
+        """Open weights, those that will leave last first: memory that several use is the first one's."""
+        found = [weights for weights in self.weights.values() if weights.state == "open"]
+        return sorted(
+            found,
+            key=lambda weights: (weights.closes, not weights.active, not weights.pinned, -weights.last_used),
         )
 
+    def is_wanted(self, weights: Weights, until: float = math.inf) -> bool:
+        """Whether a waiting instance will use them, for a request that arrived until then."""
+        return any(
+            instance.file == weights.key and instance.state == "waiting" and instance.oldest <= until
+            for instance in self.instances.values()
+            if instance.waiters
+        )
+
+    # -- what it weighs
+
+    @property
+    def groups(self) -> Groups[Weights]:
+        """The places of all open weights, by who uses them."""
+        if self._groups is None:
+            self._groups = groups({weights: weights.places for weights in self.weights.values()})
+        return self._groups
+
+    def used_bytes(self, active: Weights | None = None, limit_bytes: int | None = None) -> int:
+        """What counts against the budget; as it would be with some weights active, within a limit."""
+        total = sum(instance.private_bytes for instance in self.instances.values())
+        whole: set[Weights] = set()
+        for weights in self.weights.values():
+            total += weights.private_bytes
+            if weights.is_measured and weights is not active:
+                total += weights.resident_bytes + weights.second_bytes
+                continue
+            limit = limit_bytes if weights is active else weights.limit_bytes
+            measured = weights.measured.second_bytes if weights.measured is not None else 0
+            total += max(measured, weights.granted_second_bytes)
+            if limit is not None:
+                total += min(limit, weights.size_bytes)
+            elif weights.places:
+                whole.add(weights)
+            else:
+                total += weights.size_bytes
+        return total + united_bytes(self.groups, whole)
+
     def leaving_bytes(self) -> int:
-        """The part of `used_bytes` that closes which have begun will give back."""
-        return sum(
-            weights.counted_bytes for weights in self.weights.values() if weights.state == "closing"
-        ) + sum(instance.private_bytes for instance in self.instances.values() if instance.state == "closing")
+        """The part of `used_bytes` that effects which have begun will give back."""
+        total = 0
+        for instance in self.instances.values():
+            total += instance.private_bytes if instance.state == "closing" else instance.parking_bytes
+        for weights in self.weights.values():
+            if weights.state == "closing" or weights.closes:
+                total += self.own_bytes(weights)
+            else:
+                total += weights.leaving_bytes
+        return total
 
-    def extra_bytes(self, instance: Instance) -> int:
-        """What activating an instance adds to `used_bytes`."""
-        prediction, weights = instance.prediction, self.weights.get(instance.key[0][0])
-        extra = 0 if instance.state == "open" else prediction.kv_bytes + prediction.compute_bytes
+    def own_bytes(self, weights: Weights) -> int:
+        """What comes back when weights are closed."""
+        if weights.is_measured or not weights.places or weights.limit_bytes is not None:
+            return weights.counted_bytes
+        alone = self.groups.get(frozenset((weights,)), 0)
+        return weights.private_bytes + weights.second_bytes + alone
+
+    def extra_bytes(self, instance: Instance, limit_bytes: int | None = None) -> int:
+        """What activating an instance adds to `used_bytes`, with its weights whole or within a limit."""
+        prediction, weights = instance.prediction, self.weights.get(instance.file)
+        extra = prediction.kv_bytes + prediction.compute_bytes
+        if instance.state == "open":
+            extra = instance.parked_bytes
         if weights is None:
-            return extra + prediction.weights_bytes + prediction.vocabulary_bytes
-        return extra + weights.size_bytes - weights.resident_bytes
+            least = prediction.weights_bytes if limit_bytes is None else limit_bytes
+            return extra + min(prediction.weights_bytes, least) + prediction.vocabulary_bytes
+        if weights.active:
+            limit_bytes = weights.limit_bytes
+        return extra + self.used_bytes(weights, limit_bytes) - self.used_bytes()
 
-    def alone_bytes(self, instance: Instance) -> int:
-        """What an active instance takes with everything else gone."""
-        if instance.state == "open" and instance.weights is not None:
-            return instance.private_bytes + instance.weights.private_bytes + instance.weights.size_bytes
-        return instance.prediction.weights_bytes + instance.prediction.private_bytes
+    def fixed_bytes(self, instance: Instance) -> int:
+        """What an active instance takes beside the mapped bytes of its weights."""
+        prediction, weights = instance.prediction, self.weights.get(instance.file)
+        context = prediction.kv_bytes + prediction.compute_bytes
+        if instance.state == "open":
+            context = instance.private_bytes + instance.parked_bytes
+        return context + (prediction.vocabulary_bytes if weights is None else weights.private_bytes)
 
-    def begin_open(self, instance: Instance) -> None:
-        """Promise memory to a waiting instance."""
-        prediction, key = instance.prediction, instance.key[0][0]
+    def size_bytes(self, instance: Instance) -> int:
+        """The mapped bytes that each step of an instance touches."""
+        weights = self.weights.get(instance.file)
+        return instance.prediction.weights_bytes if weights is None else weights.size_bytes
+
+    def pinned_bytes(self, pinned: Iterable[tuple[Instance, str]], beside: Instance) -> dict[str, int]:
+        """What pinned models have in memory beside an instance; what they share with it is its own."""
+        own = self.weights.get(beside.file)
+        counted: set[Weights] = {own} if own else set()
+        found: dict[str, int] = {}
+        for instance, name in pinned:
+            if instance is beside or instance.weights is None:
+                continue
+            found[name] = found.get(name, 0) + instance.private_bytes + instance.parked_bytes
+            weights = instance.weights
+            if weights not in counted:
+                before = united_bytes(self.groups, counted)
+                counted.add(weights)
+                added = united_bytes(self.groups, counted) - before if weights.places else weights.size_bytes
+                limit = weights.limit_bytes
+                found[name] += weights.private_bytes + (added if limit is None else min(added, limit))
+        return found
+
+    # -- weights
+
+    def note_facts(self, weights: Weights) -> None:
+        """Take over what open weights tell of themselves."""
+        if weights.handle is None:
+            return
+        facts = weights.handle.facts
+        weights.private_bytes = facts.private_bytes
+        if facts.places != weights.places:
+            weights.places = dict(facts.places)
+            self._groups = None
+        if weights.places:
+            weights.size_bytes = sum(weights.places.values())
+        weights.second_total_bytes = facts.second_bytes
+        if weights.second_allowed:
+            weights.granted_second_bytes = facts.second_bytes
+
+    def note_measured(self, weights: Weights, uses: int, residency: Residency | None, now: float) -> None:
+        """Take over a measurement, which is of now unless the weights have been used since it began."""
+        weights.measured, weights.seen_at = residency, now
+        if weights.uses == uses:
+            weights.measured_at = now
+        self.note_facts(weights)
+
+    def allow_second(self, weights: Weights, allowed: bool) -> None:
+        """Let prompts use the second layout, or no longer; then it counts until its pages are gone."""
+        weights.second_allowed = allowed
+        if allowed:
+            weights.granted_second_bytes = weights.second_total_bytes
+
+    def begin_move(self, weights: Weights, leaving_bytes: int) -> None:
+        """Note that an effect on the pages of weights begins."""
+        weights.moving, weights.leaving_bytes = True, leaving_bytes
+
+    def finish_move(self, weights: Weights, kept_bytes: int, freed_bytes: int) -> None:
+        """Note that it has ended, and what stays in memory although it should have left.
+
+        The weights have been measured since.
+        """
+        weights.moving, weights.leaving_bytes = False, 0
+        if not weights.second_allowed:
+            weights.granted_second_bytes = 0
+        if weights.measured is None:
+            return
+        weights.stuck_second_bytes = 0 if weights.second_allowed else weights.measured.second_bytes
+        if not weights.is_measured:
+            return
+        resident_bytes = weights.measured.resident_bytes
+        if freed_bytes <= 0:
+            weights.stuck_bytes = resident_bytes
+        elif resident_bytes > kept_bytes:
+            weights.stuck_bytes += resident_bytes - kept_bytes
+
+    def finish_open_weights(
+        self, weights: Weights, handle: WeightsHandle, now: float, open_seconds: float
+    ) -> None:
+        """Note that a file is open."""
+        weights.handle, weights.state = handle, "open"
+        weights.opened_at = weights.last_used = now
+        weights.open_seconds = open_seconds
+        self.note_facts(weights)
+        weights.opened.set()
+
+    def fail_weights(self, weights: Weights, error: BaseException) -> None:
+        """Note that a file did not open; those who wait for it see the error."""
+        weights.error = error
+        self._forget(weights)
+        weights.opened.set()
+
+    def begin_close_weights(self, weights: Weights) -> None:
+        """Take weights without instances out of use."""
+        if weights.handle is not None:
+            self.past[weights.key] = self.page_totals(weights.key).plus(weights.handle.facts)
+        weights.state = "closing"
+
+    def finish_close_weights(self, weights: Weights) -> None:
+        """Note that weights are closed and their memory is back."""
+        # What they shared counted as theirs: the others have to be looked at anew.
+        for other in sharers(self.groups, weights):
+            other.forget_measurement()
+        self._forget(weights)
+
+    def _forget(self, weights: Weights) -> None:
+        if self.weights.get(weights.key) is weights:
+            del self.weights[weights.key]
+        self._groups = None
+
+    def page_totals(self, key: FileKey) -> PageTotals:
+        """What the closed opens of a file counted."""
+        return self.past.get(key, PageTotals())
+
+    # -- instances
+
+    def begin_open(self, instance: Instance, limit_bytes: int | None = None) -> None:
+        """Promise memory to a waiting instance; ``limit_bytes`` is for weights that are not open yet."""
+        prediction, key = instance.prediction, instance.file
         weights = self.weights.get(key)
         if weights is None:
-            weights = Weights(key, prediction.weights_bytes, prediction.vocabulary_bytes)
+            weights = Weights(
+                key,
+                prediction.weights_bytes,
+                prediction.vocabulary_bytes,
+                prediction.layer_bytes,
+                limit_bytes=limit_bytes,
+            )
             self.weights[key] = weights
+            self._groups = None
+        self._begin_use(weights)
         weights.instances.add(instance)
+        weights.served.add(instance.key[0])
         instance.state, instance.weights = "opening", weights
         instance.private_bytes = prediction.kv_bytes + prediction.compute_bytes
         instance.closed = anyio.Event()
@@ -276,45 +301,36 @@ class Ledger:
     ) -> None:
         """Note an open that worked, with what it took in place of what was predicted."""
         instance.state, instance.handle = "open", handle
-        instance.private_bytes = handle.private_bytes
+        instance.private_bytes, instance.parked_bytes = handle.private_bytes, 0
         instance.opened_at = instance.last_used = now
         instance.open_seconds = open_seconds
 
-    def fail_weights(self, weights: Weights, error: BaseException) -> None:
-        """Note that a file did not open; those who wait for it see the error."""
-        weights.error = error
-        if self.weights.get(weights.key) is weights:
-            del self.weights[weights.key]
-        weights.opened.set()
-
-    def finish_weights(self, weights: Weights) -> None:
-        """Note that weights are closed and their memory is back."""
-        if self.weights.get(weights.key) is weights:
-            del self.weights[weights.key]
-
-    def note_totals(self, weights: Weights) -> None:
-        """Keep what weights have counted, before they are closed."""
-        if weights.handle is not None:
-            self.past[weights.key] = self.page_totals(weights.key).plus(weights.handle.facts)
-
-    def page_totals(self, key: FileKey) -> PageTotals:
-        """What the closed opens of a file counted."""
-        return self.past.get(key, PageTotals())
+    def lend(self, instance: Instance) -> tuple[Waiter, ...]:
+        """Lease an active or open instance to everybody who waits for it."""
+        if instance.weights is not None:
+            self._begin_use(instance.weights)
+        if not instance.active:
+            instance.private_bytes += instance.parked_bytes
+            instance.parked_bytes, instance.stays_put = 0, False
+        instance.uses += 1
+        waiters = self.dismiss_waiters(instance)
+        instance.leases += len(waiters)
+        return waiters
 
     def release(self, instance: Instance, now: float) -> None:
         """Count one lease less."""
         instance.leases -= 1
         instance.last_used = now
         weights = instance.weights
-        if weights is not None and not weights.active:
-            weights.measured_at = -math.inf
-            weights.uses += 1
+        if weights is not None:
+            weights.last_used = max(weights.last_used, now)
+            if not weights.active:
+                weights.forget_measurement()
 
-    def take_waiters(self, instance: Instance) -> tuple[Waiter, ...]:
-        """Lease an active or open instance to everybody who waits for it."""
-        waiters = self.dismiss_waiters(instance)
-        instance.leases += len(waiters)
-        return waiters
+    def _begin_use(self, weights: Weights) -> None:
+        if not weights.active or weights.state == "opening":
+            weights.stuck_bytes = weights.stuck_second_bytes = 0
+            weights.forget_measurement()
 
     def dismiss_waiters(self, instance: Instance) -> tuple[Waiter, ...]:
         """Take everybody who waits out of the queue."""
@@ -322,18 +338,16 @@ class Ledger:
         instance.waiters.clear()
         return waiters
 
-    def begin_close(self, instance: Instance, *, drop_pages: bool, until: float = math.inf) -> None:
-        """Take an idle instance out of use, and its weights unless somebody else needs them.
-
-        Requests that arrived after ``until`` do not count as somebody.
-        """
+    def begin_close(self, instance: Instance, *, with_weights: bool, drop_pages: bool = False) -> None:
+        """Take an idle instance out of use, and its weights unless somebody else needs them."""
         instance.state = "closing"
         weights = instance.weights
         if weights is None:
             return
-        weights.drop_pages = drop_pages
-        if all(other.state == "closing" for other in weights.instances) and not self._wanted(weights, until):
-            weights.state = "closing"
+        weights.keep_until = max(weights.keep_until, instance.expires_at)
+        others = (other for other in weights.instances if other.state != "closing")
+        if with_weights and not any(others) and not self.is_wanted(weights):
+            weights.closes, weights.drop_pages = True, drop_pages
 
     def finish_close(self, instance: Instance) -> None:
         """Note that the memory of an instance is back, or was not got.
@@ -342,8 +356,12 @@ class Ledger:
         """
         if instance.weights is not None:
             instance.weights.instances.discard(instance)
+            if instance.state == "opening":
+                instance.weights.forget_measurement()
         instance.state, instance.weights, instance.handle = "waiting", None, None
         instance.private_bytes, instance.leaves_when_idle = 0, False
+        instance.parked_bytes = instance.parking_bytes = 0
+        instance.stays_put = False
         self.forget_unwanted(instance)
 
     def forget_unwanted(self, instance: Instance) -> None:
@@ -351,55 +369,19 @@ class Ledger:
         if instance.state == "waiting" and not instance.waiters:
             self.instances.pop(instance.key, None)
 
-    def begin_close_unused(self, until: float) -> list[Weights]:
-        """Take weights out of use that lost their instances and that no request from before needs."""
-        unused = [
-            weights
-            for weights in self.weights.values()
-            if weights.state == "open" and not weights.instances and not self._wanted(weights, until)
-        ]
-        for weights in unused:
-            weights.state = "closing"
-        return unused
+    # -- parking
 
-    def _wanted(self, weights: Weights, until: float) -> bool:
-        """Whether a waiting instance will use them, for a request that arrived until then."""
-        return any(
-            instance.key[0][0] == weights.key and instance.state == "waiting" and instance.oldest <= until
-            for instance in self.instances.values()
-            if instance.waiters
-        )
+    def begin_park(self, instance: Instance) -> None:
+        """Note that an idle instance's KV state is being given back."""
+        instance.parking_bytes = instance.parkable_bytes
 
-    def idle_weights(self) -> list[Weights]:
-        """Open weights whose residency decides what they count."""
-        return [
-            weights for weights in self.weights.values() if weights.state == "open" and not weights.active
-        ]
-
-    def candidates(
-        self, keep: Iterable[Instance], min_residency_seconds: float, until: float = math.inf
-    ) -> list[Candidate]:
-        """The idle instances that may leave for a request that arrived at ``until``."""
-        kept = set(keep)
-        return [
-            _candidate(
-                instance, instance.weights, min_residency_seconds, self._wanted(instance.weights, until)
-            )
-            for instance in self.instances.values()
-            if instance.idle and instance not in kept and instance.weights is not None
-        ]
-
-
-def _candidate(instance: Instance, weights: Weights, min_residency_seconds: float, wanted: bool) -> Candidate:
-    holders = sum(1 for other in weights.instances if other.state != "closing")
-    return Candidate(
-        key=instance.key,
-        weights=weights.key,
-        private_bytes=instance.private_bytes,
-        weights_bytes=weights.counted_bytes,
-        weights_instances=holders + wanted,
-        last_used=instance.last_used,
-        # Worth its open: what took long to bring in stays for at least as long.
-        stays_until=instance.opened_at + min(instance.open_seconds, min_residency_seconds),
-        reopen_seconds=instance.open_seconds,
-    )
+    def finish_park(self, instance: Instance, uses: int, freed_bytes: int) -> None:
+        """Note what came back, unless a request took it again meanwhile."""
+        instance.parking_bytes = 0
+        if not instance.idle or instance.uses != uses:
+            return
+        if freed_bytes <= 0:
+            instance.stays_put = True
+            return
+        instance.parked_bytes = min(freed_bytes, instance.private_bytes)
+        instance.private_bytes -= instance.parked_bytes

@@ -8,8 +8,9 @@ from functools import partial
 
 from shardload.errors import Overloaded
 from shardload.library.entry import ModelEntry
+from shardload.library.holdings import Instance, Waiter
 from shardload.library.lease import Lease, OpenProgress
-from shardload.library.ledger import Instance, Ledger, Waiter
+from shardload.library.ledger import Ledger
 from shardload.library.opener import InstanceHandle
 from shardload.library.status import ModelCounters
 

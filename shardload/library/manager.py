@@ -7,7 +7,6 @@ takes time (opening, closing, measuring) runs beside it and comes back with anot
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -18,15 +17,20 @@ import anyio
 from anyio.abc import TaskGroup
 
 from shardload.config import Config
-from shardload.errors import OpenFailed, ShardloadError, ShuttingDown
-from shardload.library.admission import Turn, renamed
+from shardload.errors import OpenFailed, ShardloadError, ShuttingDown, format_bytes
+from shardload.library.actions import Actions
+from shardload.library.admission import Turn
 from shardload.library.alarm import Alarm
+from shardload.library.budget import Budget
 from shardload.library.budget import budget_bytes as configured_budget_bytes
 from shardload.library.catalog import Catalog
 from shardload.library.effects import Effects
 from shardload.library.entry import ModelEntry, Use
+from shardload.library.fitting import renamed
+from shardload.library.holdings import Instance, ServedKey, Waiter, served_key
+from shardload.library.keeping import PARK_IDLE_SECONDS, Keeping, Settled
 from shardload.library.lease import Lease, OpenProgress
-from shardload.library.ledger import Instance, Ledger, ServedKey, Waiter, served_key
+from shardload.library.ledger import Ledger
 from shardload.library.lending import Lending
 from shardload.library.measuring import Measuring
 from shardload.library.names import Names
@@ -57,21 +61,29 @@ class Manager:
         keep_alive_seconds: float = 300.0,
         min_residency_seconds: float = 5.0,
         max_wait_seconds: float = 10.0,
+        park_idle_seconds: float = PARK_IDLE_SECONDS,
     ) -> None:
         """Set the defaults.
 
         A model that took long to open is not sent away for as long again, at most ``min_residency_seconds``.
-        After ``max_wait_seconds`` in the queue nobody passes a request any more.
+        After ``max_wait_seconds`` in the queue nobody passes a request any more. After ``park_idle_seconds``
+        an idle context's KV state is parked and its memory given back; below 0: only when it is needed.
         """
         self.catalog = catalog
-        self._budget, self._clock = budget_bytes, clock
+        self._budget, self._clock = Budget(budget_bytes), clock
         self._keep_alive_seconds = keep_alive_seconds
         self._min_residency_seconds, self._max_wait_seconds = min_residency_seconds, max_wait_seconds
         self._ledger, self._opener = Ledger(), opener
         self._lending = Lending(self._ledger, clock, queue_limit, self.turn)
-        self._effects = Effects(self._ledger, opener, clock, self)
+        self._effects = Effects(self._ledger, opener, clock, self, self._start)
         self._replacements = Replacements(catalog, self)
         self._names = Names(catalog)
+        self._keeping = Keeping(
+            self._ledger,
+            self._is_named,
+            lambda key: self._names.pin_on(key) is not None,
+            park_idle_seconds,
+        )
         self._tasks: TaskGroup | None = None
         self._closing = False
         self._changed = anyio.Event()
@@ -148,7 +160,7 @@ class Manager:
         """
         self._check_running()
         if kind == "seeded" and not has_room_beside(
-            self._ledger, self._opener, entry, self._budget_bytes, self._pinned()
+            self._ledger, self._opener, entry, self._budget.bytes_at(self._clock()), self._pinned()
         ):
             kind = "generate"
         default = self._keep_alive_seconds if entry.keep_alive_seconds is None else entry.keep_alive_seconds
@@ -170,14 +182,20 @@ class Manager:
         Closes every context that the name stands for, also where other names share it.
         """
         key = served_key(self.catalog.get(name))
+        self._keeping.unload(key)
         leaving = [i for i in self._ledger.served(key) if i.state in ("opening", "open", "closing")]
         closed = [instance.closed for instance in leaving]
-        for instance in leaving:
-            if instance.state != "closing":
-                instance.leaves_when_idle = True
+        weights = self._ledger.weights.get(key[0])
         self.turn()
         for event in closed:
             await event.wait()
+        await self._until(
+            lambda: (
+                weights is None
+                or not (weights.closes or weights.state == "closing")
+                or self._ledger.weights.get(key[0]) is not weights
+            )
+        )
 
     def pin(self, name: str, pinned: bool) -> None:
         """Keep a model from being closed for others or for being idle, once it is open; or no longer."""
@@ -202,7 +220,7 @@ class Manager:
         await self._replacements.reconfigure(config)
         self._names.take_configured_pins()
         if config.memory.budget is not None:
-            self._budget = config.memory.budget
+            self._budget.configured = config.memory.budget
         self._lending.queue_limit, self._keep_alive_seconds = config.engine.queue, config.engine.keep_alive
         self.turn()
 
@@ -240,45 +258,79 @@ class Manager:
         with anyio.move_on_after(deadline_seconds):
             await self._until(lambda: not any(instance.leases for instance in instances.values()))
         self._opener.give_up()
+        settled = Settled()
         for instance in list(instances.values()):
             if instance.state == "open":
-                self._close(instance, "shutting down", drop_pages=False)
+                self._keeping.close(instance, "shutting down", settled)
+        self._carry_out(settled)
         self.turn()
         await self._until(lambda: not self._ledger.instances and not self._ledger.weights)
+
+    async def relieve(self, bytes_short: int) -> None:
+        """Give memory back to others on the machine, and do without it for a while.
+
+        Returns when it is back, or nothing more can be given. Models in use stream where it takes that.
+        """
+        if self._closing or self._tasks is None or self._ledger.leaving_bytes() > 0:
+            return  # what is on its way comes first: they will ask again
+        await self._effects.measure()
+        now, used_bytes = self._clock(), self._ledger.used_bytes()
+        self._budget.lower(now, min(used_bytes, self._budget.bytes_at(now)) - bytes_short)
+        logger.warning(
+            "memory is short by %s: models do with %s for a while",
+            format_bytes(bytes_short),
+            format_bytes(self._budget.bytes_at(now)),
+        )
+        self.turn()
+        await self._until(lambda: self._closing or self._ledger.leaving_bytes() <= 0)
 
     # -- synchronous steps
 
     def turn(self) -> None:
         """Look at everything and begin what is to be done now."""
         now = self._clock()
-        for instance in list(self._ledger.instances.values()):
-            self._settle(instance, now)
-        actions = Turn(
-            ledger=self._ledger,
-            now=now,
-            budget_bytes=self._budget_bytes,
-            pinned=self._pinned(),
-            max_wait_seconds=self._max_wait_seconds,
-            min_residency_seconds=self._min_residency_seconds,
-            is_stale=lambda weights: not self._measuring.is_young(weights),
-        ).decide()
+        self._carry_out(self._keeping.settle(now, closing=self._closing))
+        pinned = self._pinned()
+        for weights in self._ledger.weights.values():
+            weights.pinned = any(instance in pinned for instance in weights.instances)
+        actions = Actions() if self._closing else self._decide(now, pinned)
         for instance, waiters in actions.grants:
             self._lending.grant(instance, waiters)
         for waiters, error in actions.failures:
             for waiter in waiters:
                 waiter.fail(renamed(error, waiter.entry.name))
-        for instance in actions.opens:
-            self._start(self._effects.open, instance)
-        for instance in actions.evictions:
+        for instance in actions.closes:
             self._lending.counters(instance.entry.name).evictions += 1
-            self._start(self._effects.close, instance, "evicted")
-        for weights in actions.unused:
-            self._start(self._effects.close_weights, weights)
+        self._effects.begin(actions)
+        if actions.evicted:
+            self._carry_out(self._keeping.settle(now, closing=self._closing))
         if actions.measure:
             self._measuring.soon()
-        self._alarm.set(min(actions.next_at, self._next_expiry()))
+        self._alarm.set(min(actions.next_at, self._keeping.next_at(), self._budget.next_change(now)))
         self._changed.set()
         self._changed = anyio.Event()
+
+    def _decide(self, now: float, pinned: dict[Instance, str]) -> Actions:
+        lowered = self._budget.is_lowered(now)
+        return Turn(
+            ledger=self._ledger,
+            now=now,
+            budget_bytes=self._budget.bytes_at(now),
+            pinned=pinned,
+            max_wait_seconds=self._max_wait_seconds,
+            min_residency_seconds=self._min_residency_seconds,
+            is_stale=lambda weights: not self._measuring.is_young(weights),
+            full_budget_bytes=self._budget.configured_bytes if lowered else None,
+            recovers_at=self._budget.next_change(now),
+        ).decide()
+
+    def _carry_out(self, settled: Settled) -> None:
+        for instance, reason in settled.closes:
+            self._start(self._effects.close, instance, reason)
+        for weights in settled.weights:
+            self._start(self._effects.close_weights, weights)
+        for instance in settled.parks:
+            self._start(self._effects.park, instance)
 
     def opened(self, instance: Instance) -> None:
         """Lend an instance that has just been opened to those who waited for it."""
@@ -286,7 +338,7 @@ class Manager:
         counters.opens += 1
         counters.open_seconds += instance.open_seconds
         counters.error = None
-        self._lending.grant(instance, self._ledger.take_waiters(instance))
+        self._lending.grant(instance, self._ledger.lend(instance))
         self._measuring.soon()
         self.turn()
 
@@ -310,33 +362,12 @@ class Manager:
         return self._lending.queue_limit
 
     def is_open(self, entry: ModelEntry) -> bool:
-        """Whether any context of this entry's file is open."""
-        return any(
-            instance.state == "open" and instance.key[0][0] == entry.file_key
-            for instance in self._ledger.instances.values()
-        )
-
-    def _settle(self, instance: Instance, now: float) -> None:
-        """Close an idle instance that has no reason to stay."""
-        if not instance.idle:
-            return
-        if instance.leaves_when_idle:
-            self._close(instance, "unloaded", drop_pages=True)
-        elif instance.waiters:
-            return
-        elif self._closing:
-            self._close(instance, "shutting down", drop_pages=False)
-        elif not self._is_named(instance.key[0]):
-            self._close(instance, "no name stands for it any more", drop_pages=True)
-        elif self._names.pin_on(instance.key[0]) is None and instance.expires_at <= now:
-            self._close(instance, "idle", drop_pages=False)
+        """Whether this entry's file is open."""
+        weights = self._ledger.weights.get(entry.file_key)
+        return weights is not None and weights.state == "open"
 
     def _is_named(self, key: ServedKey) -> bool:
         return self._names.is_served(key) or self._replacements.expects(key)
-
-    def _close(self, instance: Instance, reason: str, *, drop_pages: bool) -> None:
-        self._ledger.begin_close(instance, drop_pages=drop_pages)
-        self._start(self._effects.close, instance, reason)
 
     def _pinned(self) -> dict[Instance, str]:
         """Pinned instances, but for those whose file is being replaced: they may leave for the new one."""
@@ -347,20 +378,6 @@ class Manager:
             and (name := self._names.pin_on(instance.key[0])) is not None
             and not self._replacements.is_replacing(name)
         }
-
-    @property
-    def _budget_bytes(self) -> int:
-        return self._budget() if callable(self._budget) else self._budget
-
-    def _next_expiry(self) -> float:
-        return min(
-            (
-                instance.expires_at
-                for instance in self._ledger.instances.values()
-                if instance.idle and not instance.waiters and self._names.pin_on(instance.key[0]) is None
-            ),
-            default=math.inf,
-        )
 
     def _check_running(self) -> None:
         if self._closing or self._tasks is None:

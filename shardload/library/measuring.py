@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from shardload.library.catalog import Catalog
-from shardload.library.effects import Effects
+from shardload.library.effects import Effects, Start
 from shardload.library.entry import FileKey, ModelEntry
-from shardload.library.ledger import Ledger, Weights
+from shardload.library.holdings import Weights
+from shardload.library.ledger import Ledger
 from shardload.library.opener import Opener
 
 logger = logging.getLogger("shardload.library")
@@ -19,12 +19,6 @@ MEASURE_SECONDS = 1.0
 """How long a measurement is believed."""
 REST_FACTOR = 20.0
 """A catalog of thousands of files is measured for at most one part in this many of the time."""
-
-
-class Start(Protocol):
-    """Runs an effect beside everything else."""
-
-    def __call__(self, effect: Callable[..., Coroutine[Any, Any, None]], /, *arguments: object) -> None: ...
 
 
 class Measuring:

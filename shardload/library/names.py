@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardload.library.catalog import Catalog
-from shardload.library.ledger import ServedKey, served_key
+from shardload.library.holdings import ServedKey, served_key
 
 
 class Names:

@@ -20,8 +20,8 @@ from shardload.errors import GGUFError, ModelUnavailable, OpenFailed, Overloaded
 from shardload.library.catalog import Catalog, Replacement
 from shardload.library.entry import FileKey, ModelEntry, Use
 from shardload.library.facts import file_key
+from shardload.library.holdings import ServedKey, served_key
 from shardload.library.lease import Lease
-from shardload.library.ledger import ServedKey, served_key
 
 RETRY_AFTER_SECONDS = 1.0
 

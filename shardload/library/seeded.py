@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from shardload.library.candidates import Rules, holdings
 from shardload.library.entry import ModelEntry, Use
-from shardload.library.eviction import freed_bytes
-from shardload.library.ledger import Instance, Ledger, ServedKey, served_key
+from shardload.library.holdings import Instance, ServedKey, served_key
+from shardload.library.ledger import Ledger
 from shardload.library.opener import Opener
+from shardload.library.relief import reclaimable_bytes
 
 
 def has_room_beside(
@@ -29,11 +31,11 @@ def has_room_beside(
     weights = ledger.weights.get(key[0])
     if weights is None:
         needed_bytes += seeded.weights_bytes + seeded.vocabulary_bytes
-    else:
-        needed_bytes += weights.size_bytes - weights.resident_bytes
-    others = [victim for victim in ledger.candidates(pinned, 0.0) if victim.weights != key[0]]
+    elif not weights.active:
+        needed_bytes += ledger.used_bytes(weights, weights.limit_bytes) - ledger.used_bytes()
+    others = [each for each in holdings(ledger, Rules(set(pinned))) if each.key is not weights]
     free_bytes = budget_bytes - ledger.used_bytes() + ledger.leaving_bytes()
-    return needed_bytes <= free_bytes + freed_bytes(others)
+    return needed_bytes <= free_bytes + reclaimable_bytes(others)
 
 
 def _is_there(ledger: Ledger, key: ServedKey, use: Use) -> bool:

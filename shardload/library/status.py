@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardload.library.entry import ModelEntry
-from shardload.library.ledger import Instance, PageTotals, Weights
+from shardload.library.holdings import Instance, PageTotals, Weights
 from shardload.library.opener import ShardResidency
 
 ModelState = Literal["open", "opening", "streaming", "parked", "closed", "failed"]
@@ -102,6 +102,8 @@ def model_status(
     expires_at = math.inf
     if open_now and not pinned and all(instance.idle for instance in open_now):
         expires_at = max(instance.expires_at for instance in open_now)
+    elif weights is not None and not weights.instances:
+        expires_at = weights.keep_until
     measured = weights.measured if weights else None
     resident_bytes = measured.resident_bytes if measured else None if weights else closed_bytes
     facts = weights.handle.facts if weights and weights.handle else None
@@ -134,6 +136,7 @@ def model_status(
         page_ins=totals.page_ins,
         page_outs=totals.page_outs,
         waited_seconds=totals.waited_seconds,
+        resident_limit_bytes=weights.limit_bytes if weights else None,
         shards=measured.shards if measured else (),
     )
 
@@ -141,10 +144,14 @@ def model_status(
 def _state(
     there: Sequence[Instance], waiting: Sequence[Instance], weights: Weights | None, counters: ModelCounters
 ) -> ModelState:
-    if any(instance.state == "open" for instance in there):
-        return "open"
-    if there or any(instance.waiters for instance in waiting):
+    if any(instance.state == "open" and not instance.is_parked for instance in there):
+        return "open" if weights is None or weights.limit_bytes is None else "streaming"
+    if any(instance.state == "opening" for instance in there) or any(
+        instance.waiters for instance in waiting
+    ):
         return "opening"
+    if weights is not None and weights.state == "open":
+        return "parked"
     return "failed" if counters.error is not None else "closed"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from fake_library import ONE_MODEL, FakeClock, FakeOpener, OpenLibrary, write_model
+from fake_library import COMPUTE_BYTES, ONE_MODEL, FakeClock, FakeOpener, OpenLibrary, write_model
 
 from shardload.config import Config, parse_config
 from shardload.errors import (
@@ -99,16 +99,32 @@ async def test_progress(open_library: OpenLibrary) -> None:
         assert seen == [OpenProgress("a", "opening", 0.0), OpenProgress("a", "opening", 0.5)]
 
 
-async def test_least_recently_used_leaves(open_library: OpenLibrary) -> None:
+async def test_pages_leave_before_models(open_library: OpenLibrary) -> None:
     async with open_library("abcd", budget=3) as library:
         for name in "abca":
             await library.use(name)
-        await library.use("d")
-        assert library.open_names == {"a", "c", "d"}
-        assert library.opener.closes == [("b", True)]
+        held = await library.lease("d")
+        assert library.open_names == {"a", "b", "c", "d"}
+        page_outs = [move for move in library.opener.moves if move[1] == "page out"]
+        assert page_outs == [("b", "page out", 25), ("c", "page out", 45)]
+        assert library.used_bytes == library.opener.open_bytes == 3 * ONE_MODEL
+        assert (library.status("b").warm_share, library.status("b").page_outs) == (0.25, 75)
+        assert not library.opener.closes
+        held.release()
+        await library.use("b")
+        assert ("b", "bring back") in library.opener.moves
+        assert library.opener.opens == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+async def test_whole_models_leave_last(open_library: OpenLibrary) -> None:
+    async with open_library("abcd", budget=1) as library:
+        for name in "abc":
+            await library.use(name)
+        assert library.open_names == {"c"}
+        assert library.opener.closes == [("a", True), ("b", True)]
         assert library.status("b").evictions == 1
         await library.use("b")
-        assert library.open_names == {"a", "b", "d"}
+        assert library.open_names == {"b"}
 
 
 async def test_leased_models_stay(open_library: OpenLibrary) -> None:
@@ -248,8 +264,7 @@ async def test_activation_of_an_open_model_makes_room(open_library: OpenLibrary)
         await library.use("b")
         await library.use("a")
         held = await library.lease("c")
-        assert "b" not in library.open_names
-        assert "a" in library.open_names
+        assert ("b", "page out", 70) in library.opener.moves
         again = await library.lease("a")
         assert library.used_bytes <= 2 * ONE_MODEL
         held.release()
@@ -258,11 +273,11 @@ async def test_activation_of_an_open_model_makes_room(open_library: OpenLibrary)
 
 async def test_does_not_fit_alone(open_library: OpenLibrary) -> None:
     async with open_library(budget=2) as library:
-        library.opener.sizes["a"] = 1000
+        library.opener.sizes["a"] = 10_000
         with pytest.raises(InsufficientMemory) as caught:
             await library.lease("a")
-        assert (caught.value.needed_bytes, caught.value.budget_bytes) == (1030, 260)
-        assert "1030 bytes" in str(caught.value)
+        assert (caught.value.needed_bytes, caught.value.budget_bytes) == (530, 260)
+        assert "530 bytes" in str(caught.value)
         assert "260 bytes" in str(caught.value)
         await library.use("b")
 
@@ -365,6 +380,13 @@ async def test_tight_memory_closes_a_context_and_keeps_the_weights(open_library:
         await library.use("wide")
         assert library.opener.opens == {"a": 1}
         assert library.open_names == {"wide"}
+        assert library.status("a").state == "parked"
+        assert library.used_bytes == ONE_MODEL + COMPUTE_BYTES
+    async with open_library("a", budget=1.03, text="[models.wide]\nbase = 'a'\nctx = 1024") as library:
+        await library.use("a")
+        await library.use("wide")
+        assert library.opener.opens == {"a": 1}
+        assert len(library.opener.engines) == 1
         assert library.used_bytes == ONE_MODEL
 
 
@@ -404,8 +426,9 @@ async def test_a_seeded_context_never_takes_the_place_of_the_ordinary_one(open_l
         await library.use("b")
         await library.lease("a")
         await library.lease("a", "seeded")
-        assert library.open_names == {"a"}
-        assert sorted(engine.kind for engine in library.opener.engines) == ["generate", "seeded"]
+        assert library.status("b").warm_share == 0.93
+        kinds = [engine.kind for engine in library.opener.engines if engine.path.stem == "a"]
+        assert sorted(kinds) == ["generate", "seeded"]
         library.leases[-1].release()
     async with open_library("ab", budget=2.1) as library:
         await library.lease("b")
@@ -444,9 +467,9 @@ async def test_keep_alive(open_library: OpenLibrary) -> None:
         assert library.open_names == {"a", "c"}
         assert library.opener.closes == [("b", False)]
         await library.pass_time(60)
-        assert library.open_names == {"c"}
+        assert library.names_in("open", "parked") == {"c"}
         await library.pass_time(1e6)
-        assert library.open_names == {"c"}
+        assert library.names_in("parked") == {"c"}
 
 
 async def test_keep_alive_of_a_request(open_library: OpenLibrary) -> None:
@@ -467,7 +490,7 @@ async def test_keep_alive_of_a_request(open_library: OpenLibrary) -> None:
         await library.use("a", keep_alive_seconds=-1)
         await library.use("a")
         await library.pass_time(1e6)
-        assert library.open_names == {"a"}
+        assert library.names_in("parked") == {"a"}
 
 
 async def test_pinned_models_do_not_expire(open_library: OpenLibrary) -> None:
