@@ -67,6 +67,7 @@ class LlamaOpener:
             slots_for(entry, kind),
             batch_tokens=batch_tokens,
             whole_batch=kind == "embed",
+            kv_type=entry.kv_type,
         )
 
     def give_up(self) -> None:
@@ -202,6 +203,7 @@ class LlamaOpener:
                 threads_batch=threads,
                 embeddings=kind == "embed",
                 pooling="mean" if kind == "embed" and model.pooling is None else None,
+                kv_type=entry.kv_type,
             ),
         )
         try:
