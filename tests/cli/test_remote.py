@@ -55,21 +55,22 @@ def test_ps_shows_what_is_not_closed(invoke: Invoke, fake_server: FakeServer) ->
     result = invoke("ps", "--url", fake_server.url)
     assert "away" not in result.stdout
     assert "512.0 KiB of 1.0 MiB" in result.stdout
-    assert "2.0 MiB" in result.stdout
+    assert "2.00 MiB" in result.stdout
     assert "busy open, 50 % warm" in " ".join(result.stdout.split())
     assert "broken: it is no model" in result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 def test_ps_shows_where_the_bytes_are(invoke: Invoke, fake_server: FakeServer) -> None:
-    bytes_of = {"shared_bytes": 2**20, "packed_bytes": 2**21, "private_bytes": 2**22}
+    bytes_of = {"shared_bytes": 2**20, "packed_bytes": 2**21, "second_layout_bytes": 3 * 2**20}
+    bytes_of["private_bytes"] = 2**22
     moved = {"page_in_bytes": 2**23, "page_out_bytes": 2**24, "page_wait_seconds": 1.25}
     streaming = model("big", state="streaming", resident_limit_bytes=2**19, **bytes_of, **moved)
     fake_server.answer("/models", {"models": [streaming]})
     lines = invoke("ps", "--url", fake_server.url).stdout.splitlines()
     assert lines[-3].split("  ")[-1].strip() == "waited"
-    cells = ["1.0", "MiB", "2.0", "MiB", "4.0", "MiB", "8.0", "MiB", "16.0", "MiB", "1.2", "s"]
-    assert lines[-1].split() == ["big", *cells]
+    cells = "1.00 MiB 2.00 MiB 3.00 MiB 4.00 MiB 8.00 MiB 16.0 MiB 1.2 s"
+    assert lines[-1].split() == ["big", *cells.split()]
     assert max(map(len, lines)) <= 80
 
 

@@ -76,12 +76,21 @@ def phrase(error: Exception) -> str | None:
     return None
 
 
-def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
-    """A plain table; the columns in ``numbers`` are right-aligned, and the others lose no letter."""
+def table(*columns: str, numbers: tuple[str, ...] = (), narrow: bool = False) -> Table:
+    """A plain table; the columns in ``numbers`` are right-aligned, and the others lose no letter.
+
+    A ``narrow`` one has less room between columns.
+    """
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        header_style="bold",
+        show_edge=False,
+        collapse_padding=narrow,
+    )
     for column in columns:
         right = column in numbers
         made.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
@@ -91,6 +100,16 @@ def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
 def count(number: int, noun: str) -> str:
     """A number of things: ``1 model``, ``2 models``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def short_bytes(count: int) -> str:
+    """A byte count in three digits, for tables that are wide already: ``555 MiB``."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    digits = 0 if units[0] == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {units[0]}"
 
 
 def percent(share: float) -> str:

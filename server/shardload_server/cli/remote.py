@@ -108,8 +108,9 @@ def show_open(server: Server, *, as_json: bool) -> None:
         out.print("no model is open")
         return
     out.print(_use_table(models))
-    out.print()
-    out.print(_memory_table(models))
+    if there := [model for model in models if model["state"] != "failed"]:
+        out.print()
+        out.print(_memory_table(there))
     for model in models:
         if model.get("error"):
             console.complain(f"{model['name']}: {model['error']}")
@@ -131,11 +132,17 @@ def _use_table(models: Sequence[dict[str, Any]]) -> Table:
 
 
 def _memory_table(models: Sequence[dict[str, Any]]) -> Table:
-    columns = ("model", "shared", "packed", "private", "read in", "sent out", "waited")
-    made = console.table(*columns, numbers=columns[1:])
-    keys = ("shared_bytes", "packed_bytes", "private_bytes", "page_in_bytes", "page_out_bytes")
+    keys = {
+        "shared": "shared_bytes",
+        "packed": "packed_bytes",
+        "prompts": "second_layout_bytes",
+        "private": "private_bytes",
+        "read in": "page_in_bytes",
+        "sent out": "page_out_bytes",
+    }
+    made = console.table("model", *keys, "waited", numbers=(*keys, "waited"), narrow=True)
     for model in models:
-        cells = [format_bytes(model.get(key) or 0) for key in keys]
+        cells = [console.short_bytes(model.get(key) or 0) for key in keys.values()]
         made.add_row(model["name"], *cells, f"{model.get('page_wait_seconds') or 0:.1f} s")
     return made
 

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from shardload_server.cli.console import count, percent, short_bytes
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (1024, "1.00 KiB"),
+        (10 * 2**20, "10.0 MiB"),
+        (555 * 2**20, "555 MiB"),
+        (999 * 2**20 + 2**19, "0.98 GiB"),
+        (5 * 2**40, "5.00 TiB"),
+    ],
+)
+def test_short_bytes(value: int, text: str) -> None:
+    assert short_bytes(value) == text
+    assert len(short_bytes(value)) <= 8
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (0.001, "<1 %"), (0.5, "50 %"), (0.999, "99 %"), (1.0, "100 %")],
+)
+def test_none_and_all_are_exact(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_count() -> None:
+    assert (count(1, "model"), count(0, "model")) == ("1 model", "0 models")
