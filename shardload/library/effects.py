@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from shardload.errors import LoadFailed, ShardloadError, format_bytes
 from shardload.library.actions import Actions, Leave, Resize
 from shardload.library.holdings import Instance, Waiter, Weights
+from shardload.library.keeping import Settled
 from shardload.library.ledger import Ledger
 from shardload.library.opener import Opener, Residency, WeightsHandle
 
@@ -61,6 +62,15 @@ class Effects:
             self._start(self.park, instance)
         for instance in actions.closes:
             self._start(self.close, instance, "evicted")
+
+    def carry_out(self, settled: Settled) -> None:
+        """Begin everything that was settled."""
+        for instance, reason in settled.closes:
+            self._start(self.close, instance, reason)
+        for weights in settled.weights:
+            self._start(self.close_weights, weights)
+        for instance in settled.parks:
+            self._start(self.park, instance)
 
     async def open(self, instance: Instance) -> None:
         """Open an instance that memory was promised to, and its weights unless they are open."""

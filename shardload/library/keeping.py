@@ -22,7 +22,7 @@ class Settled:
     parks: list[Instance] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Keeping:
     """Settles what no request needs; of the manager's event loop."""
 
@@ -31,7 +31,7 @@ class Keeping:
     """Whether any name stands for this, or soon will."""
     is_pinned: Callable[[ServedKey], bool]
     park_idle_seconds: float = PARK_IDLE_SECONDS
-    """After this time KV states of idle contexts are parked."""
+    """After this time KV states of idle contexts are parked; below 0: only when memory is needed."""
 
     def settle(self, now: float, *, closing: bool) -> Settled:
         """Take out of use what has no reason to stay, and park what rests."""

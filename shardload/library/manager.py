@@ -101,6 +101,7 @@ class Manager:
             budget_bytes=configured_budget_bytes(config),
             queue_limit=config.engine.queue,
             keep_alive_seconds=config.engine.keep_alive,
+            park_idle_seconds=config.parking.idle,
         )
 
     async def __aenter__(self) -> Self:
@@ -222,6 +223,7 @@ class Manager:
         if config.memory.budget is not None:
             self._budget.configured = config.memory.budget
         self._lending.queue_limit, self._keep_alive_seconds = config.engine.queue, config.engine.keep_alive
+        self._keeping.park_idle_seconds = config.parking.idle
         self.turn()
 
     def status(self) -> list[ModelStatus]:
@@ -262,7 +264,7 @@ class Manager:
         for instance in list(instances.values()):
             if instance.state == "open":
                 self._keeping.close(instance, "shutting down", settled)
-        self._carry_out(settled)
+        self._effects.carry_out(settled)
         self.turn()
         await self._until(lambda: not self._ledger.instances and not self._ledger.weights)
 
@@ -289,7 +291,7 @@ class Manager:
     def turn(self) -> None:
         """Look at everything and begin what is to be done now."""
         now = self._clock()
-        self._carry_out(self._keeping.settle(now, closing=self._closing))
+        self._effects.carry_out(self._keeping.settle(now, closing=self._closing))
         pinned = self._pinned()
         for weights in self._ledger.weights.values():
             weights.pinned = any(instance in pinned for instance in weights.instances)
@@ -303,7 +305,7 @@ class Manager:
             self._lending.counters(instance.entry.name).evictions += 1
         self._effects.begin(actions)
         if actions.evicted:
-            self._carry_out(self._keeping.settle(now, closing=self._closing))
+            self._effects.carry_out(self._keeping.settle(now, closing=self._closing))
         if actions.measure:
             self._measuring.soon()
         self._alarm.set(min(actions.next_at, self._keeping.next_at(), self._budget.next_change(now)))
@@ -323,14 +325,6 @@ class Manager:
             full_budget_bytes=self._budget.configured_bytes if lowered else None,
             recovers_at=self._budget.next_change(now),
         ).decide()
-
-    def _carry_out(self, settled: Settled) -> None:
-        for instance, reason in settled.closes:
-            self._start(self._effects.close, instance, reason)
-        for weights in settled.weights:
-            self._start(self._effects.close_weights, weights)
-        for instance in settled.parks:
-            self._start(self._effects.park, instance)
 
     def opened(self, instance: Instance) -> None:
         """Lend an instance that has just been opened to those who waited for it."""
@@ -371,13 +365,8 @@ class Manager:
 
     def _pinned(self) -> dict[Instance, str]:
         """Pinned instances, but for those whose file is being replaced: they may leave for the new one."""
-        return {
-            instance: name
-            for instance in self._ledger.instances.values()
-            if instance.state in ("opening", "open")
-            and (name := self._names.pin_on(instance.key[0])) is not None
-            and not self._replacements.is_replacing(name)
-        }
+        pinned = self._names.pinned(self._ledger.instances.values())
+        return {each: name for each, name in pinned.items() if not self._replacements.is_replacing(name)}
 
     def _check_running(self) -> None:
         if self._closing or self._tasks is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shardload.library.catalog import Catalog
-from shardload.library.holdings import ServedKey, served_key
+from shardload.library.holdings import Instance, ServedKey, served_key
 
 
 class Names:
@@ -45,6 +47,11 @@ class Names:
         """A pinned name that stands for this."""
         self._look_up()
         return self._pinned.get(key)
+
+    def pinned(self, instances: Iterable[Instance]) -> dict[Instance, str]:
+        """Those that are open, or will be, and stay; with the name that pins each."""
+        there = (instance for instance in instances if instance.state in ("opening", "open"))
+        return {instance: name for instance in there if (name := self.pin_on(instance.key[0])) is not None}
 
     def _look_up(self) -> None:
         version = (self._catalog.version, self._pins_version)
