@@ -12,7 +12,8 @@ from tools.bench.cgroups import limited
 from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.load import Ask, Timed, one, prompt
 from tools.bench.pages import drop, resident
-from tools.bench.processes import PeerSettings, Target, pack, peer_copy, peers, shardload
+from tools.bench.processes import PeerSettings, Target, peer_copy, peers, shardload
+from tools.bench.store import pack
 
 MIB = 2**20
 CTX_TOKENS = 1024
@@ -26,7 +27,7 @@ def memory(setting: Setting) -> Iterator[Row]:
     """Bytes read for each token, and tokens per second, with weights 1.3 times the limit."""
     model = setting.models.limited("Q4_K")
     models = {"a": model}
-    files = [model, *pack(setting.cache, model)]
+    files = [model, *pack(setting, model)]
     tokens = QUICK_TOKENS if setting.quick else TOKENS
     limit_bytes = int(model.stat().st_size / SHARE)
     stock = PeerSettings("mapped", threads=setting.threads, plain_buffers=True)

@@ -4,6 +4,7 @@ child.py open MODEL      seconds of our open, and bytes of the file that this pr
 child.py stock MODEL     seconds of llama.cpp's own load, with its defaults
 child.py packed MODEL    seconds until the library has the model open, with a context, from the packed store
 child.py repacked MODEL  seconds of llama.cpp's own load with repacking, and of a context as large
+child.py layouts MODEL THREADS   measures the orders of bytes that are not known yet for the model's types
 child.py vocabulary MODEL    private bytes that a vocabulary costs
 child.py header MODEL    seconds in which we know a file by its header, and bytes beyond it that were read
 child.py reader MODEL    seconds of the gguf package's reader for the same file
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -89,6 +91,20 @@ def open_repacked(model: Path) -> dict[str, float]:
     return {"seconds": seconds}
 
 
+def layouts(model: Path, threads: str) -> dict[str, float]:
+    """Measure what a server would measure behind its first answer."""
+    from shardload.gguf import GGUFFile
+    from shardload.llama.calibrate import TYPE_NUMBERS
+    from shardload.llama.layout_choice import LayoutChoice, default_path
+    from shardload.shards.pantry import packing_build
+
+    with GGUFFile(model) as opened:
+        types = [name for name in TYPE_NUMBERS if name.upper() in opened.quantization]
+    choice = LayoutChoice(default_path(), packing_build(), int(threads))
+    choice.measure(types, is_busy=lambda: False, stops=lambda: False)
+    return {name: choice.table.speeds[name.upper()].seconds_per_token("file", 256) for name in types}
+
+
 def vocabulary(model: Path) -> dict[str, float]:
     """Private bytes before and after a vocabulary-only load."""
     import llama_cpp
@@ -139,13 +155,14 @@ def touched_bytes(model: Path) -> int:
 
 
 if __name__ == "__main__":
-    work = {
+    work: dict[str, Callable[..., dict[str, float]]] = {
         "open": open_ours,
         "stock": open_stock,
         "packed": open_packed,
         "repacked": open_repacked,
+        "layouts": layouts,
         "vocabulary": vocabulary,
         "header": header,
         "reader": reader,
     }
-    print(json.dumps(work[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps(work[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from tools.bench.figures import Row, Setting, figure
 from tools.bench.load import Ask, one, token_prompt
 from tools.bench.pages import direct_seconds, drop
-from tools.bench.processes import pack, shardload
+from tools.bench.processes import shardload
+from tools.bench.store import pack
 
 CTX_TOKENS = 2048
 PROMPT_TOKENS = 256
@@ -21,7 +22,7 @@ def first_token(setting: Setting) -> Iterator[Row]:
     """
     model = setting.models.plain("Q4_K")
     models = {"a": model, "tiny": setting.models.tiny()}
-    store = pack(setting.cache, model)
+    store = pack(setting, model)
     cold: list[float] = []
     warm: list[float] = []
     disk: list[float] = []

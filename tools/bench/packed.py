@@ -11,7 +11,8 @@ from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.latency import child
 from tools.bench.load import Ask, one, prompt
 from tools.bench.pages import bring
-from tools.bench.processes import PeerSettings, pack, peers, shardload
+from tools.bench.processes import PeerSettings, peers, shardload
+from tools.bench.store import pack
 from tools.bench.worker import worker
 
 MIB = 2**20
@@ -32,7 +33,7 @@ def against_mapped(setting: Setting) -> Iterator[Row]:
 
 def _decode_row(setting: Setting, kind: str, side: str, called: str, target: float) -> Row:
     model = setting.models.plain(kind)
-    pack(setting.cache, model)
+    pack(setting, model)
     with worker("ours", model, setting) as ours, worker(side, model, setting) as theirs:
         first, second = paired(
             setting.repeats,
@@ -52,7 +53,7 @@ def _decode_row(setting: Setting, kind: str, side: str, called: str, target: flo
 def prefill(setting: Setting) -> Iterator[Row]:
     """A prompt of 256 tokens; what can be gained is what llama.cpp itself gains by the file's layout."""
     model = setting.models.plain("Q4_K")
-    pack(setting.cache, model)
+    pack(setting, model)
     mapped: list[float] = []
     with (
         worker("ours", model, setting) as ours,
@@ -82,7 +83,7 @@ def prefill(setting: Setting) -> Iterator[Row]:
 def opening(setting: Setting) -> Iterator[Row]:
     """From the wish to a context that computes, pages warm, in fresh processes."""
     model = setting.models.plain("Q4_K")
-    bring([model, setting.models.tiny(), *pack(setting.cache, model)])
+    bring([model, setting.models.tiny(), *pack(setting, model)])
     first, second = paired(
         setting.repeats,
         lambda _turn: float(child("packed", str(model), cache=setting.cache)["seconds"]),
@@ -104,7 +105,7 @@ def opening(setting: Setting) -> Iterator[Row]:
 def memory(setting: Setting) -> Iterator[Row]:
     """Memory of the whole process after an answer; pages of files count where nobody else maps them."""
     models = setting.only("a", kind="Q4_K")
-    pack(setting.cache, models["a"])
+    pack(setting, models["a"])
     settings = PeerSettings("defaults", threads=setting.threads)
     first: list[float] = []
     second: list[float] = []

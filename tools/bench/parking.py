@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.load import Ask, one, prompt, token_prompt
 from tools.bench.models import LETTERS
-from tools.bench.processes import NotMeasurable, Target, pack, shardload, states
+from tools.bench.processes import NotMeasurable, Target, shardload, states
+from tools.bench.store import pack
 
 CTX_TOKENS = 4096
 CONVERSATION_TOKENS = 2000
@@ -21,7 +22,7 @@ def returning(setting: Setting) -> Iterator[Row]:
     Before either, two other models answer under a budget for one, so that the model has been evicted.
     """
     models = {letter: setting.models.limited("Q4_K", letter) for letter in LETTERS}
-    pack(setting.cache, *models.values())
+    pack(setting, *models.values())
     budget = str(max(path.stat().st_size for path in models.values()) + ALLOWANCE_BYTES)
     known = token_prompt(1, CONVERSATION_TOKENS)
     with shardload(

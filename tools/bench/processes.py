@@ -102,17 +102,6 @@ def kept_in(cache: Path) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(cache)}
 
 
-def pack(cache: Path, *models: Path) -> list[Path]:
-    """Fill the packed store with models; gives the files that the store has now."""
-    words = [sys.executable, *COMMAND, "pack", *map(str, models)]
-    environment = {**os.environ, **kept_in(cache)}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    if done.returncode != 0:
-        reason = ((done.stderr or done.stdout).strip().splitlines() or ["died"])[-1]
-        raise NotMeasurable(f"nothing can be packed: {reason}")
-    return stored(cache)
-
-
 def stored(cache: Path) -> list[Path]:
     """The files of the packed store."""
     return [path for path in (cache / "shardload" / "store").rglob("*") if path.is_file()]

@@ -8,7 +8,8 @@ from pathlib import Path
 from tools.bench.figures import Row, Setting, figure, quotients
 from tools.bench.load import Ask, one, prompt
 from tools.bench.pages import drop, resident
-from tools.bench.processes import pack, shardload
+from tools.bench.processes import shardload
+from tools.bench.store import pack
 
 MIB = 2**20
 CTX_TOKENS = 2048
@@ -19,7 +20,7 @@ CHANGE = 0.2
 def page_cache(setting: Setting) -> Iterator[Row]:
     """Pages of model files and of the store, after all five have answered and after one has."""
     tunes = setting.models.tuned("Q4_K", TUNES, change=CHANGE)
-    store = pack(setting.cache, *tunes)
+    store = pack(setting, *tunes)
     first: list[float] = []
     second: list[float] = []
     for turn in range(setting.repeats):

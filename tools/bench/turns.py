@@ -13,7 +13,8 @@ from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.load import Ask, one, prompt
 from tools.bench.models import LETTERS
 from tools.bench.pages import drop
-from tools.bench.processes import PeerSettings, Target, pack, peer_copy, peers, shardload
+from tools.bench.processes import PeerSettings, Target, peer_copy, peers, shardload
+from tools.bench.store import pack
 
 MIB = 2**20
 CTX_TOKENS = 2048
@@ -26,7 +27,7 @@ ALLOWANCE_BYTES = 256 * MIB
 def with_room(setting: Setting) -> Iterator[Row]:
     """Seconds to the first token when every request goes to another of three packed models."""
     models = setting.only(*LETTERS, kind="Q4_K")
-    pack(setting.cache, *models.values())
+    pack(setting, *models.values())
     with shardload(
         models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS, cache=setting.cache
     ) as target:
@@ -55,7 +56,7 @@ def with_room(setting: Setting) -> Iterator[Row]:
 def with_little_room(setting: Setting) -> Iterator[Row]:
     """The same where one model and a half fit, against processes that are stopped and started."""
     models = {letter: setting.models.limited("Q4_K", letter) for letter in LETTERS}
-    store = pack(setting.cache, *models.values())
+    store = pack(setting, *models.values())
     one_bytes = max(path.stat().st_size for path in models.values())
     limit_bytes = int(SHARE * one_bytes) + ALLOWANCE_BYTES
     drop([*models.values(), *store, *map(peer_copy, models.values())])

@@ -92,14 +92,14 @@ def ours(model: Path, threads: int) -> Iterator[Side]:
             return time.perf_counter() - started
 
         def decode(self, prompt: Sequence[int], tokens: int) -> float:
-            options = {"max_tokens": tokens + 1, "temperature": 0, "ignore_eos": True}
-            with served.generate(name, list(prompt), stream=True, **options) as generation:
-                pieces = iter(generation)
-                next(pieces)
-                started = time.perf_counter()
-                for _ in pieces:
-                    pass
-                return time.perf_counter() - started
+            started = time.perf_counter()
+            generation = served.generate(
+                name, list(prompt), max_tokens=tokens + 1, temperature=0, ignore_eos=True
+            )
+            finish = generation.finish
+            seconds = time.perf_counter() - started
+            assert finish is not None
+            return seconds - finish.timings.first_token_seconds
 
     with shardload.Manager([model], ctx=CTX_TOKENS, slots=1, threads=threads) as served:
         (name,) = served.models
