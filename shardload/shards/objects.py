@@ -24,6 +24,7 @@ from shardload.shards.part import SUFFIX as PART_SUFFIX
 from shardload.shards.reading import checksum
 
 RECORD_SUFFIX = ".json"
+ID_DIGITS = 64
 MAX_RECORD_BYTES = 2**16
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -168,14 +169,14 @@ class Objects:
     def sweep(self) -> int:
         """Remove what dead writers left behind; the number of files. Takes no lock if there is nothing."""
         try:
-            names = set(os.listdir(self.directory))
+            names = os.listdir(self.directory)
         except OSError:
             return 0
+        objects = {name for name in names if len(name) == ID_DIGITS}
+        records = {name[:ID_DIGITS] for name in names if len(name) == ID_DIGITS + len(RECORD_SUFFIX)}
         parts = [name for name in names if name.startswith(".") and name.endswith(PART_SUFFIX)]
-        records = {name.removesuffix(RECORD_SUFFIX) for name in names if name.endswith(RECORD_SUFFIX)}
-        objects = names - set(parts) - {name + RECORD_SUFFIX for name in records}
         removed = sum(remove_if_left(self.directory / name) for name in parts)
-        if orphans := (objects ^ records) - set(parts):
+        if orphans := objects ^ records:
             with contextlib.suppress(OSError), locked(self._lock_path):
                 removed += sum(self._remove_orphan(name) for name in orphans)
         return removed

@@ -20,6 +20,8 @@ logger = logging.getLogger("shardload.shards")
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DEFAULT_RESERVE_BYTES = 2**30
+COUNTED_PARTS = 64
+"""Files are counted again after this part of the limit was written."""
 Progress = Callable[[int, int], None]
 """Bytes that are done, and of how many."""
 
@@ -65,6 +67,8 @@ class Store:
         self.contents = Contents(directory / "contents")
         self._objects = Objects(directory / "packed")
         self._holds = directory / "holds"
+        # Bytes that may be written before all files are counted again.
+        self._uncounted_bytes = 0
         # What was looked at and could not be noted, on a disk that cannot be written.
         self._looked_at: dict[str, str] = {}
         if left := self._objects.sweep():
@@ -259,7 +263,12 @@ class Store:
         self._check_disk(nbytes)
         if self.limit_bytes is None:
             return
+        self._uncounted_bytes -= nbytes
+        if self._uncounted_bytes >= 0:
+            return
         excess = self._objects.used_bytes() + nbytes - self.limit_bytes
+        # Others write as well, so that it is only a part of the room.
+        self._uncounted_bytes = min(-excess, self.limit_bytes // COUNTED_PARTS)
         if excess <= 0:
             return
         leaving = victims(self._known(), held_ids(self._holds), excess, build)

@@ -423,3 +423,23 @@ def test_the_default_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setattr(store_module.Path, "home", lambda: tmp_path)
     assert default_directory() == tmp_path / ".cache" / "shardload" / "store"
+
+
+def test_files_are_not_counted_for_every_write(
+    tmp_path: Path, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 64 * 3 * len(DATA)
+    store = Store(tmp_path / "store", limit, reserve_bytes=0)
+    counted: list[int] = []
+    used_bytes = objects_module.Objects.used_bytes
+
+    def count(objects: objects_module.Objects) -> int:
+        counted.append(used_bytes(objects))
+        return counted[-1]
+
+    monkeypatch.setattr(objects_module.Objects, "used_bytes", count)
+    for number in range(9):
+        store.write(key(str(number)), DATA)
+    # After the first, and whenever three more might have been written.
+    assert len(counted) == 3
+    assert counted[0] == 0
