@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +26,9 @@ class FakePack:
         self.asked: list[tuple[tuple[str, ...], Path]] = []
         self.failure: Exception | None = None
 
-    def __call__(self, paths: Sequence[Path], store: Store, report: Report) -> PackedBytes:
+    def __call__(
+        self, paths: Sequence[Path], store: Store, report: Report, stops: Callable[[], bool]
+    ) -> PackedBytes:
         self.asked.append((tuple(path.name for path in paths), store.directory))
         report(1, 2)
         report(1, 2, "packing")
@@ -45,8 +49,10 @@ def test_files_are_packed_in_turn(invoke: Invoke, fake: FakePack, model_file: Pa
     shutil.copy(model_file, other)
     result = invoke("pack", model_file, other, model_file, "--store", tmp_path / "store")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0].startswith("small.gguf: packed 1.0 MiB in 0.0 s; 2.0 MiB were there")
-    assert result.stdout.splitlines()[1] == "other.gguf: is packed already (2.0 MiB)"
+    first, second = result.stdout.splitlines()
+    assert first.startswith("small.gguf: packed 1.0 MiB in ")
+    assert first.endswith("; 2.0 MiB were there")
+    assert second == "other.gguf: is packed already (2.0 MiB)"
     assert result.stderr == ""
     assert fake.asked == [(("small.gguf",), tmp_path / "store"), (("other.gguf",), tmp_path / "store")]
 
@@ -81,3 +87,26 @@ def test_off_is_no_store(invoke: Invoke, fake: FakePack, model_file: Path) -> No
 
 def test_what_has_no_packed_order_is_told() -> None:
     assert line(Packed("/m/x.gguf", 0, 0, 0.1)).startswith("x.gguf: nothing to pack")
+
+
+def test_an_interrupt_stops_the_packing(
+    invoke: Invoke, fake: FakePack, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C arrives on the main thread, the thread that packs is told to stop, and waited for."""
+    packing, ended = threading.Event(), threading.Event()
+
+    def pack(_paths: object, _store: object, _report: object, stops: Callable[[], bool]) -> PackedBytes:
+        packing.set()
+        while not stops():
+            os.sched_yield()
+        ended.set()
+        return PackedBytes(0, 0)
+
+    def interrupted(*_: object) -> None:
+        assert packing.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "pack_model", pack)
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupted)
+    assert invoke("pack", model_file, "--store", tmp_path).exit_code == 130
+    assert ended.is_set()

@@ -25,6 +25,9 @@ from shardload_server.cli.options import (
 )
 from shardload_server.cli.store_app import store_app
 
+INTERRUPTED = 130
+"""The exit code that shells give to what Ctrl-C ended."""
+
 
 class KvType(StrEnum):
     """What keys and values may be kept as."""
@@ -35,12 +38,14 @@ class KvType(StrEnum):
 
 
 class Commands(TyperGroup):
-    """Turns the errors that we foresee into one red line and exit code 1."""
+    """Turns the errors that we foresee into one red line and exit code 1, and Ctrl-C into an end."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the chosen command; with ``--debug`` every error keeps its traceback."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             line = None if ctx.params.get("debug") else console.phrase(error)
             if line is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,9 +20,13 @@ from shardload_server.cli.location import open_store
 from shardload_server.cli.progress import Report, byte_bar
 
 CANNOT_PACK = "where this llama.cpp keeps packed weights cannot be told: see `shardload doctor`"
+NAME_LETTERS = 24
 
-Pack = Callable[["Sequence[Path]", Store, Report], "PackedBytes"]
-"""Packs one model, given by its parts, into a store. Raises StoreFull, StoreUnavailable, LoadFailed."""
+Stops = Callable[[], bool]
+Pack = Callable[["Sequence[Path]", Store, Report, Stops], "PackedBytes"]
+"""Packs one model, given by its parts, into a store, on a thread that llama.cpp may keep; ends early when
+it is told to. Raises StoreFull, StoreUnavailable and LoadFailed.
+"""
 
 
 class PackedBytes(msgspec.Struct, frozen=True):
@@ -45,8 +52,8 @@ def pack_files(paths: Sequence[Path], option: str | None, *, as_json: bool, pack
     done: list[Packed] = []
     for parts in _models(paths):
         started = time.perf_counter()
-        with byte_bar("loading") as report:
-            found = pack(parts, store, report)
+        with byte_bar(f"loading {_short(parts[0])}") as report:
+            found = _interruptible(partial(pack, parts, store, report))
         done.append(
             Packed(str(parts[0]), found.written, found.there_before, round(time.perf_counter() - started, 3))
         )
@@ -56,6 +63,18 @@ def pack_files(paths: Sequence[Path], option: str | None, *, as_json: bool, pack
         console.print_json(done)
 
 
+def _interruptible(work: Callable[[Stops], PackedBytes]) -> PackedBytes:
+    """Work on another thread: an interrupt that came while C code calls back would be lost."""
+    stopped = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="shardload-pack") as thread:
+        done = thread.submit(work, stopped.is_set)
+        try:
+            return done.result()
+        except BaseException:
+            stopped.set()
+            raise
+
+
 def _models(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
     """Each model's parts; raises a GGUFError before anything is packed."""
     models: dict[tuple[Path, ...], None] = {}
@@ -63,6 +82,11 @@ def _models(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
         with GGUFFile.open(path.expanduser()) as file:
             models[tuple(part.absolute() for part in file.paths)] = None
     return list(models)
+
+
+def _short(path: Path) -> str:
+    """A file's name that leaves a bar some room."""
+    return path.name if len(path.name) <= NAME_LETTERS else f"{path.name[: NAME_LETTERS - 1]}…"
 
 
 def line(packed: Packed) -> str:
@@ -78,7 +102,7 @@ def line(packed: Packed) -> str:
     return f"{name}: nothing to pack: this processor computes on it as it lies in the file"
 
 
-def pack_model(paths: Sequence[Path], store: Store, report: Report) -> PackedBytes:
+def pack_model(paths: Sequence[Path], store: Store, report: Report, stops: Stops) -> PackedBytes:
     """Open a model as a server would, and write behind it what llama.cpp packed."""
     from shardload.llama import Model, ModelParams
     from shardload.llama.packing import pack
@@ -88,7 +112,7 @@ def pack_model(paths: Sequence[Path], store: Store, report: Report) -> PackedByt
 
     def loaded(fraction: float) -> bool:
         report(int(fraction * size), size)
-        return True
+        return not stops()
 
     with closing(Pantry(store, packing_build())) as pantry:
         params = ModelParams(use_extra_bufts=True, shelf=pantry.shelf(paths))
@@ -101,5 +125,5 @@ def pack_model(paths: Sequence[Path], store: Store, report: Report) -> PackedByt
                 if (packing := placed.packing) is not None and not packing.is_private
             )
             private = model.private_tensor_bytes
-            pack(model, pantry, progress=lambda stage, done, total: report(done, total, stage))
+            pack(model, pantry, stops=stops, progress=lambda stage, done, total: report(done, total, stage))
             return PackedBytes(private - model.private_tensor_bytes, before)
