@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from shardload_server.cli.inspect import bar, format_count, value_line
+from shardload.gguf import GGUFFile
+from shardload.shards.entry import PackedKey
+from shardload.shards.store import Store
+from shardload_server.cli.inspect import bar, format_count, halved, value_line
 from shardload_server.cli.inspection import Block
 
 Invoke = Callable[..., Result]
@@ -50,6 +54,47 @@ def test_json_adds_up(invoke: Invoke, model_file: Path) -> None:
     assert found["resident_bytes"] == sum(block["resident_bytes"] for block in found["blocks"])
 
 
+def test_shards_have_their_lines(invoke: Invoke, model_file: Path, tmp_path: Path) -> None:
+    result = invoke("inspect", model_file, "--shards", "--store", tmp_path / "none")
+    lines = result.stdout.splitlines()
+    rows = [line.split() for line in lines if line.endswith("%")]
+    assert [" ".join(row[:-6]) for row in rows if row[0] == "block"] == ["block 0", "block 1"]
+    assert max(map(len, lines)) <= 80
+    assert "shared with" not in result.stdout
+    assert "F16" in result.stdout
+
+
+def test_shards_as_json(invoke: Invoke, model_file: Path, tmp_path: Path) -> None:
+    found = json.loads(invoke("inspect", model_file, "--shards", "--json", "--store", tmp_path).stdout)
+    names = ["embeddings", "block 0", "block 1", "output"]
+    assert [shard["name"] for shard in found["shards"]] == names
+    assert sum(shard["bytes"] for shard in found["shards"]) == sum(b["bytes"] for b in found["blocks"])
+    assert found["shards"][1]["types"] == {"F16": 24576}
+    assert (found["shards"][1]["shared_with"], found["shards"][1]["packed_bytes"]) == ([], 0)
+
+
+def test_shards_tell_what_the_store_knows(invoke: Invoke, model_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    shutil.copy(model_file, copy)
+    store = Store(tmp_path / "store", reserve_bytes=0)
+    with GGUFFile(model_file) as file, GGUFFile(copy) as twin:
+        digests = store.contents.remember(file)
+        store.contents.remember(twin)
+    assert digests is not None
+    key = PackedKey(digests["blk.1.attn_q.weight"], "F16", (64, 64), "CPU_REPACK", "here")
+    store.write(key, memoryview(bytes(8192)))
+    found = json.loads(invoke("inspect", model_file, "--shards", "--json", "--store", store.directory).stdout)
+    embeddings, first, second, _ = found["shards"]
+    assert embeddings["shared_with"] == first["shared_with"] == ["copy"]
+    # Both blocks hold ones alone, so that one packed tensor serves them both.
+    assert first["packed_bytes"] == second["packed_bytes"] == 8192
+    assert embeddings["packed_bytes"] == 0
+    assert second["last_used"] > 0
+    text = invoke("inspect", model_file, "--shards", "--store", store.directory).stdout
+    assert "copy" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_file_that_was_just_read_is_in_memory(invoke: Invoke, model_file: Path) -> None:
     model_file.read_bytes()
     found = json.loads(invoke("inspect", model_file, "--json").stdout)
@@ -75,6 +120,10 @@ def test_no_model_is_one_line(invoke: Invoke, tmp_path: Path, content: bytes) ->
 
 def test_bar_shows_whole_part_and_none() -> None:
     assert bar(Block("blk.0", 1, 3, 2, (1.0, 0.5, 0.0))).plain == "█▒░"
+
+
+def test_halved_bars_keep_the_whole() -> None:
+    assert halved((1.0, 0.0, 0.5)) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

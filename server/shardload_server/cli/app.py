@@ -268,7 +268,7 @@ def inspect(
         return
     from shardload_server.cli import inspect as command
 
-    options = command.InspectOptions(shards, tensors, metadata, ctx, as_json)
+    options = command.InspectOptions(shards, tensors, metadata, ctx, store, as_json)
     command.inspect(files[0], options)
 
 

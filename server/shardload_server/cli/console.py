@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -100,6 +101,12 @@ def table(*columns: str, numbers: tuple[str, ...] = (), narrow: bool = False) ->
 def count(number: int, noun: str) -> str:
     """A number of things: ``1 model``, ``2 models``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def few(names: Sequence[str], most: int = 2) -> str:
+    """The first of some names, and how many there are more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def short_bytes(count: int) -> str:

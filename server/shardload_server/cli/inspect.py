@@ -14,12 +14,14 @@ from shardload_server.cli import console
 from shardload_server.cli.inspection import (
     Block,
     Inspection,
+    KeptTensor,
     KeyValues,
     Pages,
     Residency,
     ShardLine,
     TensorLine,
     inspect_file,
+    matters,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ VOCABULARY_KINDS = {
     "rwkv": "RWKV",
 }
 DEFAULT_CTX_TOKENS = 4096
-MENTIONED_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class InspectOptions:
     tensors: bool = False
     metadata: bool = False
     ctx_tokens: int | None = None
+    store: str | None = None
     as_json: bool = False
 
 
@@ -59,6 +61,7 @@ def inspect(path: Path, options: InspectOptions) -> None:
             shards=options.shards,
             tensors=options.tensors,
             metadata=options.metadata,
+            kept=_kept(gguf, options),
         )
     if options.as_json:
         console.print_json(found)
@@ -66,6 +69,12 @@ def inspect(path: Path, options: InspectOptions) -> None:
     out = console.stdout()
     for part in _pages(found):
         out.print(part)
+
+
+def _kept(gguf: GGUFFile, options: InspectOptions) -> dict[str, KeptTensor]:
+    from shardload_server.cli.kept import kept_tensors
+
+    return kept_tensors(gguf, options.store) if options.shards else {}
 
 
 def _residency(gguf: GGUFFile) -> Residency:
@@ -197,15 +206,27 @@ def _block_table(found: Inspection) -> Table:
 
 
 def _shard_table(shards: Sequence[ShardLine]) -> Table:
-    made = console.table("shard", "types", "bytes", "in memory", "", numbers=("bytes", ""))
+    known = any(shard.shared_with or shard.packed_bytes for shard in shards)
+    more = ("packed", "shared with") if known else ()
+    numbers = ("bytes", "", "packed")
+    made = console.table("shard", "types", "bytes", "in memory", "", *more, numbers=numbers, narrow=known)
     for shard in shards:
-        made.add_row(shard.name, _types(shard), format_bytes(shard.bytes), bar(shard), _percent(shard))
+        cells: list[RenderableType] = [
+            shard.name,
+            _types(shard),
+            format_bytes(shard.bytes),
+            bar(shard, known),
+            _percent(shard),
+        ]
+        if known:
+            cells += [format_bytes(shard.packed_bytes), console.few(shard.shared_with, 1)]
+        made.add_row(*cells)
     return made
 
 
 def _types(shard: ShardLine) -> str:
     """The types that make up most of a shard; norms of a few bytes are not worth a word."""
-    named = [kind for kind, nbytes in shard.types.items() if nbytes >= MENTIONED_SHARE * shard.bytes]
+    named = [kind for kind, nbytes in shard.types.items() if matters(nbytes, shard.bytes)]
     return " ".join(named)
 
 
@@ -215,12 +236,12 @@ def _percent(line: Block | ShardLine | TensorLine) -> str:
     return console.percent(line.resident_bytes / max(line.bytes, 1))
 
 
-def bar(block: Block | ShardLine) -> Text:
+def bar(block: Block | ShardLine, short: bool = False) -> Text:
     """The block's bytes from left to right: full cells are in memory, shaded ones in part, light ones not."""
     from rich.text import Text
 
     text = Text(no_wrap=True)
-    for share in block.cells:
+    for share in halved(halved(block.cells)) if short else block.cells:
         if share >= 0.995:
             text.append("█", "green")
         elif share > 0:
@@ -228,6 +249,11 @@ def bar(block: Block | ShardLine) -> Text:
         else:
             text.append("░", "bright_black")
     return text
+
+
+def halved(cells: Sequence[float]) -> list[float]:
+    """The same bar with half as many cells."""
+    return [sum(cells[at : at + 2]) / len(cells[at : at + 2]) for at in range(0, len(cells), 2)]
 
 
 def _tensor_table(found: Inspection) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardload.gguf import GGUFFile, MetadataArray, TensorInfo, block_name
-from shardload.shards.shard import shards_of
+from shardload.shards.shard import Shard, shards_of
 
 BAR_CELLS = 32
 PREVIEW_ELEMENTS = 5
@@ -49,14 +49,31 @@ class Block(msgspec.Struct, frozen=True):
     cells: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class KeptTensor:
+    """What the store knows of a tensor's bytes."""
+
+    files: tuple[str, ...]
+    """The names of other files that have the same."""
+    packed_bytes: int = 0
+    last_used: float | None = None
+    """Of the packed ones, seconds since 1970."""
+
+
 class ShardLine(msgspec.Struct, frozen=True):
-    """What comes and goes as one; ``types`` has the bytes of each tensor type, ``cells`` shares of 1."""
+    """What comes and goes as one; ``types`` has the bytes of each tensor type, ``cells`` shares of 1.
+
+    What is shared, packed, and when that was last used (seconds since 1970), is as far as the store knows.
+    """
 
     name: str
     types: dict[str, int]
     bytes: int
     resident_bytes: int | None
     cells: tuple[float, ...] = ()
+    shared_with: tuple[str, ...] = ()
+    packed_bytes: int = 0
+    last_used: float | None = None
 
 
 class TensorLine(msgspec.Struct, frozen=True):
@@ -148,8 +165,9 @@ def inspect_file(
     shards: bool = False,
     tensors: bool = False,
     metadata: bool = False,
+    kept: Mapping[str, KeptTensor] | None = None,
 ) -> Inspection:
-    """Gather what is asked for of an open file."""
+    """Gather what is asked for of an open file; ``kept`` has what the store knows of its tensors."""
     known = residency.known
     blocks = tuple(_blocks(gguf.tensors.values(), residency))
     return Inspection(
@@ -174,7 +192,7 @@ def inspect_file(
         key_values=key_values,
         resident_bytes=sum(block.resident_bytes or 0 for block in blocks) if known else None,
         blocks=blocks,
-        shards=tuple(_shards(gguf.tensors, residency)) if shards else None,
+        shards=tuple(_shards(gguf.tensors, residency, kept or {})) if shards else None,
         tensors=tuple(_tensor_lines(gguf, residency)) if tensors else None,
         metadata={key: _preview(value) for key, value in gguf.metadata.items()} if metadata else None,
     )
@@ -204,7 +222,9 @@ def _blocks(tensors: Iterable[TensorInfo], residency: Residency) -> Iterable[Blo
         yield Block(name, len(members), nbytes, *_resident_and_cells(members, residency))
 
 
-def _shards(tensors: Mapping[str, TensorInfo], residency: Residency) -> Iterable[ShardLine]:
+def _shards(
+    tensors: Mapping[str, TensorInfo], residency: Residency, kept: Mapping[str, KeptTensor]
+) -> Iterable[ShardLine]:
     for shard in shards_of(tensors.values()):
         types: dict[str, int] = {}
         extents = []
@@ -213,7 +233,40 @@ def _shards(tensors: Mapping[str, TensorInfo], residency: Residency) -> Iterable
             types[tensor.type.name] = types.get(tensor.type.name, 0) + piece.nbytes
             extents.append(Extent(tensor.part, tensor.offset + piece.offset, piece.nbytes))
         types = dict(sorted(types.items(), key=lambda entry: -entry[1]))
-        yield ShardLine(shard.name, types, shard.nbytes, *_resident_and_cells(extents, residency))
+        resident, cells = _resident_and_cells(extents, residency)
+        line = ShardLine(shard.name, types, shard.nbytes, resident, cells)
+        yield _with_kept(line, shard, tensors, kept) if kept else line
+
+
+def _with_kept(
+    line: ShardLine, shard: Shard, tensors: Mapping[str, TensorInfo], kept: Mapping[str, KeptTensor]
+) -> ShardLine:
+    known = [(piece, kept[piece.tensor]) for piece in shard.pieces if piece.tensor in kept]
+    return msgspec.structs.replace(
+        line,
+        shared_with=tuple(
+            sorted(
+                {
+                    name
+                    for piece, tensor in known
+                    if matters(piece.nbytes, line.bytes)
+                    for name in tensor.files
+                }
+            )
+        ),
+        # Of a tensor of experts each slice has its part.
+        packed_bytes=sum(
+            tensor.packed_bytes * piece.nbytes // tensors[piece.tensor].nbytes for piece, tensor in known
+        ),
+        last_used=max(
+            (tensor.last_used for _, tensor in known if tensor.last_used is not None), default=None
+        ),
+    )
+
+
+def matters(nbytes: int, of_bytes: int) -> bool:
+    """Whether a part is worth a word: norms of a few bytes are not."""
+    return 100 * nbytes >= of_bytes
 
 
 def _resident_and_cells(

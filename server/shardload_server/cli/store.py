@@ -88,15 +88,10 @@ def _model_table(models: tuple[StoredModel, ...]) -> Table:
             model.name,
             format_bytes(model.bytes),
             format_bytes(model.shared_bytes),
-            _few(model.shared_with),
+            console.few(model.shared_with),
             ago(now - model.last_used),
         )
     return made
-
-
-def _few(names: tuple[str, ...], most: int = 2) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _entry_table(found: Stored) -> Table:
@@ -109,7 +104,7 @@ def _entry_table(found: Stored) -> Table:
             " x ".join(map(str, entry.shape)),
             format_bytes(entry.bytes),
             ago(now - entry.last_used),
-            _few(entry.models),
+            console.few(entry.models),
         )
     return made
 
