@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from shardload.errors import HandleClosed
 from shardload.memory.advise import populate_read
@@ -33,8 +33,15 @@ class Job:
         self.read_bytes = 0
         self.left_bytes = sum(one.length for one in ranges)
         self.cancelled = False
-        self._chunks = (piece for one in ranges for piece in cut(one, CHUNK_BYTES))
+        self._ranges = ranges
+        # Each with its bytes that are not in memory; measured before anything is read, as readahead goes on.
+        self._chunks: Iterator[tuple[Range, int]] | None = None
+        self._measuring = False
         self._working = 0
+
+    def _measure(self) -> None:
+        pieces = [piece for one in self._ranges for piece in cut(one, CHUNK_BYTES)]
+        self._chunks = iter([(piece, missing_bytes(piece)) for piece in pieces])
 
     def cancel(self) -> None:
         """Bring no more in; what is under way is ended first, see ``done``."""
@@ -91,30 +98,39 @@ class Prefetcher:
         taken = self._next()
         while taken is not None:
             job, chunk = taken
-            read_bytes = 0
             try:
-                read_bytes = bring_in(chunk)
+                if chunk is None:
+                    job._measure()
+                else:
+                    bring_in(chunk)
             except OSError as error:
                 logger.warning("reading %s ahead failed: %s", job.name, error)
                 job.cancel()
-            taken = self._next(job, read_bytes)
+            taken = self._next(job)
 
-    def _next(self, ended: Job | None = None, read_bytes: int = 0) -> tuple[Job, Range] | None:
-        """The next chunk to bring in, after one that ended; None ends the thread."""
+    def _next(self, ended: Job | None = None) -> tuple[Job, Range | None] | None:
+        """What to do after something that ended: bring a chunk in, or measure a job; None ends the thread."""
         with self._lock:
             if ended is not None:
                 ended._working -= 1
-                ended.read_bytes += read_bytes
                 self._settle(ended)
             for job in sorted(self._jobs, key=lambda job: job.left_bytes):
-                chunk = None if job.cancelled else next(job._chunks, None)
-                if chunk is not None:
-                    job._working += 1
-                    job.left_bytes -= chunk.length
-                    if len(self._threads) < self._limit:
-                        self._start()
-                    return job, chunk
-                self._settle(job, empty=True)
+                chunk = None
+                if job._chunks is not None and not job.cancelled:
+                    chunk, missing = next(job._chunks, (None, 0))
+                    job.read_bytes += missing
+                    job.left_bytes -= chunk.length if chunk is not None else 0
+                elif not job._measuring and not job.cancelled:
+                    job._measuring = True
+                elif not job.cancelled:
+                    continue  # it is being measured
+                if job.cancelled or (job._chunks is not None and chunk is None):
+                    self._settle(job, empty=True)
+                    continue
+                job._working += 1
+                if len(self._threads) < self._limit:
+                    self._start()
+                return job, chunk
             self._threads.remove(threading.current_thread())
             return None
 
@@ -125,13 +141,17 @@ class Prefetcher:
             job.done.set()
 
 
-def bring_in(place: Range) -> int:
-    """Bring a range in and wait; the bytes of it that were not in memory, as far as the system tells.
+def bring_in(place: Range) -> None:
+    """Bring a range in and wait.
 
     Pages that are in memory already are entered into the page table, which spares whoever uses them that
     interruption. Raises OSError where the range is not mapped or cannot be read.
     """
     span = page_span(place.address, place.length)
-    before = resident_bytes(span.address, span.length)
     populate_read(span.address, span.length)
-    return 0 if before is None else span.length - before
+
+
+def missing_bytes(place: Range) -> int:
+    """Bytes of a range that are not in memory, as far as the system tells."""
+    resident = resident_bytes(place.address, place.length)
+    return 0 if resident is None else place.length - resident

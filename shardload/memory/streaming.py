@@ -14,7 +14,7 @@ from shardload.memory.course import BEHIND_LAYERS, Course, Drop, Read
 from shardload.memory.division import Division, divide, hold_within, subtract, without_overlaps
 from shardload.memory.eviction import evict
 from shardload.memory.pages import Range
-from shardload.memory.prefetch import bring_in
+from shardload.memory.prefetch import bring_in, missing_bytes
 from shardload.memory.residency import resident_bytes
 
 __all__ = ["Division", "StreamStats", "Streamer", "divide", "hold_bytes_within"]
@@ -180,6 +180,9 @@ class Streamer:
         streamed = [place for division in self._divisions for place in division.streamed]
         # What was in memory of each streamed range when it was last sent away.
         self._left = {place: resident_bytes(place.address, place.length) or 0 for place in streamed}
+        # What was missing of what is held, before readahead began to bring in more than it was asked for.
+        held = [chunk.place for chunk in self._course.chunks if chunk.held]
+        self._missing = {place: missing_bytes(place) for place in held}
         window = self._course.window(at)
         self._surplus = deque(
             Surplus(place, piece) for place in streamed for piece in subtract([place], window)
@@ -224,10 +227,12 @@ class Streamer:
 
     def _perform(self, course: Course, what: Read | Drop | Surplus) -> None:
         if isinstance(what, Read):
-            read_bytes = bring_in(what.chunk.place)
+            missing = missing_bytes(what.chunk.place) if what.chunk.held else 0
+            bring_in(what.chunk.place)
             if what.chunk.held:
                 with self._changed:
-                    self._totals = replace(self._totals, read_bytes=self._totals.read_bytes + read_bytes)
+                    missing = max(missing, self._missing.pop(what.chunk.place, 0))
+                    self._totals = replace(self._totals, read_bytes=self._totals.read_bytes + missing)
         elif isinstance(what, Surplus):
             self._send_away(what.of, what.place)
         else:

@@ -32,13 +32,13 @@ class Disk:
         self._gate = threading.Semaphore(0)
         self._held_up = held_up
         monkeypatch.setattr(prefetch, "bring_in", self.bring_in)
+        monkeypatch.setattr(prefetch, "missing_bytes", lambda place: place.length)
 
-    def bring_in(self, place: Range) -> int:
+    def bring_in(self, place: Range) -> None:
         self.chunks.append(place.address // CHUNK_BYTES)
         self.begun.release()
         if self._held_up:
             assert self._gate.acquire(timeout=SECONDS)
-        return place.length
 
     def let_go(self, chunks: int = 1000) -> None:
         self._gate.release(chunks)
@@ -137,10 +137,11 @@ def test_closing_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failures_are_told_and_end_the_job(
     monkeypatch: pytest.MonkeyPatch, prefetcher: Prefetcher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(place: Range) -> int:
+    def fail(place: Range) -> None:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(prefetch, "bring_in", fail)
+    monkeypatch.setattr(prefetch, "missing_bytes", lambda place: 0)
     with caplog.at_level(logging.WARNING, "shardload.memory"):
         job = prefetcher.bring(chunks(0, 100), name="model.gguf")
         assert job.done.wait(SECONDS)
@@ -151,11 +152,11 @@ def test_failures_are_told_and_end_the_job(
 def test_computing_comes_first(monkeypatch: pytest.MonkeyPatch, prefetcher: Prefetcher) -> None:
     priorities: list[int] = []
 
-    def look(place: Range) -> int:
+    def look(place: Range) -> None:
         priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return 0
 
     monkeypatch.setattr(prefetch, "bring_in", look)
+    monkeypatch.setattr(prefetch, "missing_bytes", lambda place: 0)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     assert prefetcher.bring(chunks(0, 1), name="model").done.wait(SECONDS)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before

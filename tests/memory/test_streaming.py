@@ -25,16 +25,18 @@ class Memory:
         self.changed = threading.Condition()
         self.at = 0.0
         self.reads = self.evictions = 0
-        for name in ("bring_in", "evict", "resident_bytes"):
+        for name in ("bring_in", "evict", "missing_bytes", "resident_bytes"):
             monkeypatch.setattr(streaming, name, getattr(self, name))
 
-    def bring_in(self, place: Range) -> int:
+    def bring_in(self, place: Range) -> None:
         with self.changed:
             missing = self._pages(place) - self.resident
             self.resident |= missing
             self.reads += len(missing)
             self.changed.notify_all()
-            return len(missing) * PAGE_BYTES
+
+    def missing_bytes(self, place: Range) -> int:
+        return place.length - self.resident_bytes(place.address, place.length)
 
     def evict(self, place: Range) -> int:
         with self.changed:
@@ -187,11 +189,11 @@ def test_waiting_is_counted(memory: Memory, new_streamer: Callable[..., Streamer
     gate = threading.Event()
     bring_in = memory.bring_in
 
-    def slowly(place: Range) -> int:
+    def slowly(place: Range) -> None:
         assert gate.wait(SECONDS)
-        return bring_in(place)
+        bring_in(place)
 
-    streaming.bring_in = slowly  # type: ignore[assignment]  # put back with the others
+    streaming.bring_in = slowly  # put back with the others
     streamer = new_streamer(0, threads=2)
     streamer.begin(lambda: 0.9)
     gate.set()
@@ -206,13 +208,13 @@ def test_failures_are_told_and_the_next_pass_tries_again(
     failed = threading.Event()
     bring_in = memory.bring_in
 
-    def fail(place: Range) -> int:
+    def fail(place: Range) -> None:
         if not failed.is_set():
             failed.set()
             raise OSError("the disk is gone")
-        return bring_in(place)
+        bring_in(place)
 
-    streaming.bring_in = fail  # type: ignore[assignment]  # put back with the others
+    streaming.bring_in = fail  # put back with the others
     with caplog.at_level(logging.WARNING, "shardload.memory"):
         streamer = new_streamer(64, threads=1)
         assert failed.wait(SECONDS)
