@@ -18,6 +18,7 @@ EXAMPLES = {
     errors.DecodeFailed: (-1,),
     errors.ShuttingDown: (),
     errors.GGUFError: ("m.gguf", "why"),
+    errors.StoreError: ("/store", "why"),
 }
 
 
