@@ -138,10 +138,13 @@ class Turn:
         if weights.limit_bytes is None and not (whole and self.now - weights.seen_at <= TRUST_SECONDS):
             actions.bring_backs.append(weights)
         second_bytes = weights.second_total_bytes if weights.limit_bytes is None else 0
-        present_bytes = min(measured.second_bytes, second_bytes) if measured is not None else 0
-        weights.granted_second_bytes = 0
+        if measured is not None and weights.is_measured:
+            weights.granted_second_bytes = measured.second_bytes
+        present_bytes = max(weights.granted_second_bytes, measured.second_bytes if measured else 0)
         missing_bytes = self._missing_bytes(instance, weights.limit_bytes) + second_bytes - present_bytes
-        actions.allow_second(self.ledger, weights, second_bytes > 0 and missing_bytes <= 0)
+        allowed = second_bytes > 0 and missing_bytes <= 0
+        actions.allow_second(self.ledger, weights, allowed)
+        self.ledger.allow_second(weights, allowed)
 
     def _missing_bytes(self, instance: Instance, limit_bytes: int | None) -> int:
         free_bytes = self.budget_bytes - self.ledger.used_bytes()
