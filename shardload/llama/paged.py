@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from shardload import memory
+from shardload.llama.streamed import StreamedWeights
 from shardload.memory.division import divide, subtract, total_bytes
 from shardload.memory.eviction import evict
 from shardload.memory.prefetch import Job, Prefetcher
-from shardload.memory.streaming import Streamer
 from shardload.shards.layouts import Layout
 from shardload.shards.places import ShardPlaces, TensorPlace, place_shards
-from shardload.shards.shard import Shard
+from shardload.shards.shard import EMBEDDINGS, Shard
 
 if TYPE_CHECKING:
     from shardload.llama.cursor import Cursor
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shardload.llama")
 
-EMBEDDINGS = "embeddings"
 LOOK_AGAIN_SECONDS = 2.0
 """Weights that were not used for as long may have lost pages: some kernels take what nobody touches."""
 
@@ -62,7 +61,7 @@ class PagedWeights:
         self.second_allowed = True
         self.choose: Callable[[int], Layout] = _packed_always
         """Which order of bytes a step over so many tokens reads, where both are allowed."""
-        self._streamer: Streamer | None = None
+        self._streamer: StreamedWeights | None = None
         self.limit_bytes: int | None = None
         self._traffic = Traffic()
         self._job: Job | None = None
@@ -180,7 +179,8 @@ class PagedWeights:
             streamer.resize(limit_bytes)
         else:
             self.drop_second()
-            made = Streamer([shard.working for shard in self._read_through()], limit_bytes)
+            _evict(place for shard in self.places if shard.name == EMBEDDINGS for place in shard.working)
+            made = StreamedWeights(self.places, limit_bytes, tied=self._is_tied)
             with self._lock:
                 self._streamer = made
 
@@ -230,7 +230,7 @@ class PagedWeights:
                 self.bring_back(layout)
             job = self._job
             reading = streamer is None and job is not None and not job.done.is_set()
-            with _streaming(streamer, cursor, tokens):
+            with streamer.step(tokens, cursor) if streamer is not None else nullcontext():
                 yield
             self._last_step = perf_counter()
             seconds = self._last_step - began
@@ -243,10 +243,10 @@ class PagedWeights:
         """The shards in the order of a step; embeddings last: rows are looked up there, or they end it."""
         return sorted(self.places, key=lambda shard: shard.name == EMBEDDINGS)
 
-    def _read_through(self) -> list[ShardPlaces]:
-        """The shards that every step reads from end to end."""
-        tied = not any(placed.name == "output.weight" for placed in self.model.tensors)
-        return [shard for shard in self._in_order() if tied or shard.name != EMBEDDINGS]
+    @property
+    def _is_tied(self) -> bool:
+        """Whether the embeddings are the output's weights too."""
+        return not any(placed.name == "output.weight" for placed in self.model.tensors)
 
     def _cancel(self) -> None:
         job, self._job = self._job, None
@@ -275,24 +275,6 @@ class _UsualPace:
 
     def seconds(self, tokens: int, default: float) -> float:
         return self._best.get(tokens.bit_length(), default)
-
-
-@contextmanager
-def _streaming(streamer: Streamer | None, cursor: Cursor | None, tokens: int) -> Iterator[None]:
-    if streamer is None:
-        yield
-        return
-    if cursor is not None:
-        cursor.begin("prompt" if tokens > 1 else "answer")
-        streamer.begin(lambda: cursor.progress)
-    else:
-        streamer.begin(lambda: None)
-    try:
-        yield
-    finally:
-        streamer.end()
-        if cursor is not None:
-            cursor.end()
 
 
 def _packed_always(_tokens: int) -> Layout:
