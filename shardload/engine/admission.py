@@ -69,12 +69,14 @@ class Admission:
         return False
 
     def _fits(self, sequence: Sequence, placement: Placement) -> bool:
-        """Whether the cells suffice, idle caches not counted. What runs alone is always tried."""
-        running = self._roster.running
-        if not running:
-            return True
+        """Whether the cells suffice for it. What runs alone is always tried."""
         needed = len(sequence.tokens) - placement.shared_tokens
-        headroom = HEADROOM_TOKENS * (len(running) + 1)
+        return not self._roster.running or self._has_cells(needed)
+
+    def _has_cells(self, needed: int) -> bool:
+        """Whether so many can be had, idle caches not counted."""
+        running = len(self._roster.running)
+        headroom = HEADROOM_TOKENS * (running + 1) if running else 0
         return self._roster.used_tokens + needed + headroom <= self._runner.ctx_tokens
 
     def _is_worth_waiting(self, sequence: Sequence, placement: Placement) -> bool:
@@ -102,9 +104,8 @@ class Admission:
         if sequence.solo:
             for slot in table.slots:
                 self._cache.empty(slot)
-        cached, shared = self._bring(sequence, placement)
+        cached = self._bring(sequence, placement)
         sequence.slot = table.take(placement, sequence.tokens, cached)
-        sequence.shared_tokens = shared
         self._roster.running.append(sequence)
         if sequence.admitted_at is None:
             sequence.admitted_at = perf_counter()
@@ -112,13 +113,16 @@ class Admission:
             stats.prompt_tokens_total += sequence.prompt_tokens
             stats.cached_tokens_total += cached
 
-    def _bring(self, sequence: Sequence, placement: Placement) -> tuple[int, int]:
-        """The tokens that are in the slot then, and those of them whose cells another one holds anyway."""
-        found, fetch, used = sequence.found, sequence.fetch, self._roster.used_tokens
+    def _bring(self, sequence: Sequence, placement: Placement) -> int:
+        """The tokens of the prompt that are in the slot then."""
+        found, fetch = sequence.found, sequence.fetch
         sequence.found = sequence.fetch = None
         if found is not None and fetch is not None and found.tokens > self._cache.usable_tokens(placement):
             state = self._cache.fetched(fetch)
-            if state is not None and self._cache.has_room(found, used):
-                return self._cache.restore(placement.slot, found, state, used), 0
+            needed = max(len(found.parked.tokens), len(sequence.tokens))
+            if state is not None and self._has_cells(needed):
+                return self._cache.restore(placement.slot, found, state, self._roster.used_tokens)
         cached = self._cache.bring(placement)
-        return cached, placement.shared_tokens if cached else 0
+        if cached and placement.shared_tokens and placement.source is not None:
+            sequence.shared_tokens, sequence.shared_from = cached, placement.source.tokens
+        return cached

@@ -85,10 +85,6 @@ class Cache:
             return None
         return fetch.result()
 
-    def has_room(self, found: Found, used_tokens: int) -> bool:
-        """Whether a parked state fits beside the ``used_tokens`` of running sequences."""
-        return used_tokens + len(found.parked.tokens) <= self._runner.ctx_tokens
-
     def restore(self, slot: Slot, found: Found, state: State, used_tokens: int) -> int:
         """Bring a parked state into an idle slot; the tokens of the prompt that then are there, maybe none.
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from shardload.engine.engine import Engine
-from shardload.engine.parking import Parking
+from shardload.engine.parking import Parking, ParkingLot
 from shardload.engine.roster import Outbox
 from shardload.engine.runner import Runner
 from shardload.engine.saving import Saving
@@ -46,7 +46,7 @@ class Lane:
         self._inbox: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]]] = SimpleQueue()
         self._workloads: list[Workload] = []
         self._savings: deque[Saving] = deque()
-        self._parkings: set[Parking] = set()
+        self._lots: set[ParkingLot] = set()
         self._outbox: Outbox = []
         self._posters: dict[asyncio.AbstractEventLoop, Poster] = {}
         self._virtual_now = 0.0
@@ -284,7 +284,7 @@ class Lane:
         workload.virtual_seconds = self._virtual_now
         self._workloads.append(workload)
         if workload.parking is not None:
-            self._parkings.add(workload.parking)
+            self._lots.add(workload.parking.lot)
 
     def _detach(self, engine: Engine, done: Future[None]) -> None:
         workload = engine._workload
@@ -316,8 +316,8 @@ class Lane:
                 if workload.parking is not None:
                     self.save(workload, Future(), give_back=False)
             self._finish_savings()
-        for parking in self._parkings:
-            parking.flush()
+        for lot in self._lots:
+            lot.flush()
 
     def _fail_everything(self) -> None:
         error: ShardloadError = ShuttingDown()

@@ -105,10 +105,12 @@ class ParkedFiles:
         self, key: str, kind: str, tokens: NDArray[np.int32], state: memoryview, last_used: float
     ) -> str | None:
         """Write a file; its name, or None where only files that were used later could make room for it."""
-        head = _head(key, kind, tokens, state)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._make_room(len(head) + state.nbytes, last_used):
+        facts, listed = json.dumps({"key": key, "kind": kind}).encode(), tokens.astype(TOKEN).tobytes()
+        head_bytes = SIZES.size + 2 * DIGEST_BYTES + len(facts) + len(listed)
+        if not self._make_room(head_bytes + state.nbytes, last_used):
             return None
+        head = _head(facts, listed, state)
         name = file_name(key, kind, tokens)
         leftover = self.directory / f".{name}.{os.getpid()}.{secrets.token_hex(4)}{LEFTOVER}"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
@@ -217,9 +219,7 @@ def _prefix(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32] + "-"
 
 
-def _head(key: str, kind: str, tokens: NDArray[np.int32], state: memoryview) -> bytes:
-    facts = json.dumps({"key": key, "kind": kind}).encode()
-    listed = tokens.astype(TOKEN).tobytes()
+def _head(facts: bytes, listed: bytes, state: memoryview) -> bytes:
     sizes = SIZES.pack(MAGIC, len(facts), len(listed), state.nbytes)
     digest = hashlib.sha256(state).digest()
     return sizes + hashlib.sha256(sizes + digest + facts + listed).digest() + digest + facts + listed

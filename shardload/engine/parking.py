@@ -7,7 +7,6 @@ from is not kept beside it. What cannot be kept or does not come back is compute
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from shardload.engine.parked_files import FileFacts, ParkedFiles
+from shardload.memory.platform import current
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +33,6 @@ MINIMUM_TOKENS = 64
 BACKLOG_BYTES = 2**28
 """What may wait for the disk, where memory is to hold less."""
 FLUSH_SECONDS = 20.0
-WRITER_NICENESS = 19
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +79,7 @@ class ParkingLot:
         self._all: set[Parked] = set()
         self._memory_bytes = self._leaving_bytes = 0
         # Writing takes no time from computing; somebody waits for what is read.
-        self._writer = ThreadPoolExecutor(1, "shardload-parking-writer", _be_nice)
+        self._writer = ThreadPoolExecutor(1, "shardload-parking-writer", current().yield_to_others)
         self._reader = ThreadPoolExecutor(1, "shardload-parking-reader")
         self._closed = False
 
@@ -297,36 +296,32 @@ class ParkingLot:
 class Parking:
     """What is parked for one set of weights; made by ``ParkingLot.of``. Any thread may use it."""
 
-    __slots__ = ("_lot", "entries", "key")
+    __slots__ = ("entries", "key", "lot")
 
     def __init__(self, lot: ParkingLot, key: str) -> None:
-        self._lot, self.key = lot, key
+        self.lot, self.key = lot, key
         self.entries: list[Parked] = []
         """The lot's own."""
 
     def find(self, tokens: Sequence[int], *, kind: str = "", whole: bool = False) -> Found | None:
         """What begins with most of the tokens; with ``whole`` only what they go on from."""
-        return self._lot.find(self.entries, tokens, kind, whole=whole)
+        return self.lot.find(self.entries, tokens, kind, whole=whole)
 
     def fetch(self, parked: Parked) -> Future[State | None]:
         """The state: there at once if it is in memory. None, and a line in the log, if it is lost."""
-        return self._lot.fetch(parked)
+        return self.lot.fetch(parked)
 
     def covers(self, tokens: Sequence[int], *, kind: str = "", whole: bool = False) -> bool:
         """Whether there is no need to save these; that counts as a use."""
-        return self._lot.covers(self.entries, tokens, kind, whole=whole)
+        return self.lot.covers(self.entries, tokens, kind, whole=whole)
 
     def accepts(self, nbytes: int) -> bool:
         """Whether there is room for so much, now or when the disk has caught up."""
-        return self._lot.accepts(nbytes)
+        return self.lot.accepts(nbytes)
 
     def put(self, tokens: Sequence[int], state: State, *, kind: str = "") -> None:
         """Keep the state of some tokens; the memory belongs to the lot from now on."""
-        self._lot.put(self, tokens, state, kind)
-
-    def flush(self) -> None:
-        """Write what the whole lot has in memory only."""
-        self._lot.flush()
+        self.lot.put(self, tokens, state, kind)
 
 
 def common_tokens(left: NDArray[np.int32], right: NDArray[np.int32]) -> int:
@@ -360,10 +355,3 @@ def _remove_files(files: ParkedFiles, names: list[str]) -> None:
     for name in names:
         with suppress(OSError):
             files.remove(name)
-
-
-def _be_nice() -> None:
-    """Of the thread that calls; a process has no such thing elsewhere."""
-    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICENESS)

@@ -31,7 +31,16 @@ class Roster:
     @property
     def used_tokens(self) -> int:
         """The cells of running sequences, those that they share counted once."""
-        return sum(len(sequence.tokens) - sequence.shared_tokens for sequence in self.running)
+        running = {id(sequence.tokens) for sequence in self.running}
+        # Cells stay with whoever shares them when the one that they were computed for is gone.
+        left: dict[int, int] = {}
+        own_tokens = 0
+        for sequence in self.running:
+            own_tokens += len(sequence.tokens) - sequence.shared_tokens
+            source = id(sequence.shared_from)
+            if sequence.shared_tokens and source not in running:
+                left[source] = max(left.get(source, 0), sequence.shared_tokens)
+        return own_tokens + sum(left.values())
 
     def accept(self, sequence: Sequence) -> None:
         """Take a new sequence into the queue."""
@@ -54,7 +63,8 @@ class Roster:
         slot = sequence.slot
         assert slot is not None
         self.running.remove(sequence)
-        sequence.slot, sequence.shared_tokens = None, 0
+        sequence.slot = sequence.shared_from = None
+        sequence.shared_tokens = 0
         self._slots.release(slot)
         self.enqueue(sequence)
         return slot

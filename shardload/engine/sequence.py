@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 from typing import TYPE_CHECKING, Literal
 
 from shardload.engine.request import Delta, Finish, GenerationRequest, Timings, TokenLogprob, Usage
@@ -44,6 +45,7 @@ class Sequence:
         "prompt_tokens",
         "request",
         "sampler",
+        "shared_from",
         "shared_tokens",
         "sink",
         "slot",
@@ -72,7 +74,9 @@ class Sequence:
         self.completion_limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self.completion_tokens = 0
         self.cached_tokens = 0
+        # The cells that it got from another running sequence, and that one's tokens.
         self.shared_tokens = 0
+        self.shared_from: Tokens[int] | None = None
         self.solo = request.sampling.seed is not None
         self.assembler = TextAssembler(request.stop)
         self.held_tokens: list[int] = []

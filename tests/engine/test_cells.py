@@ -138,3 +138,33 @@ def test_a_slot_smaller_than_promised_ends_with_length(bench: TurnedLane) -> Non
     bench.run()
     with pytest.raises(PromptTooLong):
         _ = long.finish
+
+
+def test_cells_that_one_has_left_to_another_are_counted(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=200, slots=3, batch_tokens=48)
+    engine = bench.attach(runner)
+    common = [number % 11 for number in range(150)]
+    first = bench.submit(engine, common[:120], max_tokens=6, ignore_eos=True)
+    bench.run(until=first.began.is_set)
+    second = bench.submit(engine, common, max_tokens=12, ignore_eos=True)
+    bench.run(until=first.ended.is_set)
+    third = bench.submit(engine, [5] * 90, max_tokens=6, ignore_eos=True)
+    bench.run()
+    assert second.tokens == runner.expected(common, 12)
+    assert third.tokens == runner.expected([5] * 90, 6)
+    assert engine.stats.paused_total == 0
+
+
+def test_those_who_share_count_what_they_share_once(bench: TurnedLane) -> None:
+    runner = FakeRunner(ctx_tokens=256, slots=4, batch_tokens=64)
+    engine = bench.attach(runner)
+    system = list(range(150))
+    first = bench.submit(engine, system, max_tokens=4, ignore_eos=True)
+    others = [bench.submit(engine, [*system, 200 + number], max_tokens=12) for number in range(3)]
+    bench.run(until=first.ended.is_set)
+    bench.run(until=lambda: engine.stats.running == 3)
+    # The first has left; its cells are there once for all of them.
+    assert engine.stats.running == 3
+    bench.run()
+    for number, reader in enumerate(others):
+        assert reader.tokens == runner.expected([*system, 200 + number], 12)

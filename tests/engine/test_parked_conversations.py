@@ -441,7 +441,8 @@ def test_a_restart_of_everything(tmp_path: Path) -> None:
         assert running.began.wait(30)
     if running.error is not None:
         assert isinstance(running.error, ShuttingDown)
-    assert len(list(tmp_path.iterdir())) == 2
+    # And the one that was cut off, if it had come far enough.
+    assert len(list(tmp_path.iterdir())) in (2, 3)
     lot.close()
     lot = ParkingLot(tmp_path, 10**6, 10**6)
     with Lane() as lane:

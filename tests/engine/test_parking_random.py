@@ -15,18 +15,18 @@ from shardload.errors import ModelUnavailable
 
 MODELS = 2
 # A few stems of which every prompt is made, so that beginnings are shared at all lengths.
-STEMS = [[number % 7 for number in range(90)], [number % 11 for number in range(150)], [3] * 70]
+STEMS = [[number % 7 for number in range(150)], [number % 11 for number in range(150)]]
 
 Action = st.one_of(
     st.tuples(
         st.just("say"),
         st.integers(0, MODELS - 1),
         st.integers(0, len(STEMS) - 1),
-        st.integers(1, 150),
+        st.sampled_from([1, 40, 75, 90, 120, 150]),
         st.lists(st.integers(0, 2), max_size=3),
     ),
     st.tuples(st.just("go on"), st.integers(0, 9)),
-    st.tuples(st.just("turn"), st.integers(1, 12)),
+    st.tuples(st.just("turn"), st.sampled_from([1, 5, 40])),
     st.tuples(st.just("park"), st.integers(0, MODELS - 1)),
     st.tuples(st.just("reopen"), st.integers(0, MODELS - 1)),
     st.tuples(st.just("restart")),
@@ -88,7 +88,7 @@ class World:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(Action, max_size=25),
+    st.lists(Action, min_size=8, max_size=30),
     st.booleans(),
     st.sampled_from([0, 500, 10**6]),
     st.sampled_from([200, 600]),
