@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardload.config import Config, EngineConfig, StoreConfig
 from shardload.engine.parking import ParkingLot
 from shardload.errors import NativeError
+from shardload.memory import process_memory
+from shardload.memory.pressure import PressureWatch
 
 if TYPE_CHECKING:
     from shardload.library.llama_paging import LlamaPaging
@@ -45,6 +48,25 @@ def parking_of(config: Config) -> Iterator[ParkingLot]:
     folder = Path(settings.directory) if settings.directory else default_directory().with_name("parked")
     with closing(ParkingLot(folder if settings.disk else None, settings.memory, settings.disk)) as lot:
         yield lot
+
+
+@contextmanager
+def relieved_by(relieve: Callable[[int], Coroutine[Any, Any, None]]) -> Iterator[None]:
+    """Have memory given back, on the running event loop, when others on the machine or in a group want it."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def begin(missing_bytes: int) -> None:
+        task = loop.create_task(relieve(missing_bytes))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def on_pressure(missing_bytes: int) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it what could be given back
+            loop.call_soon_threadsafe(begin, missing_bytes)
+
+    with closing(PressureWatch(on_pressure, cached_bytes=lambda: process_memory().file_bytes)):
+        yield
 
 
 def store_of(settings: StoreConfig) -> Store | None:

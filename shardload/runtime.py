@@ -15,7 +15,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from shardload.answer import Answer, AnswerDelta
-from shardload.assembly import paging_of, parking_of
+from shardload.assembly import paging_of, parking_of, relieved_by
 from shardload.config import Config
 from shardload.engine import Lane
 from shardload.errors import HandleClosed
@@ -55,7 +55,8 @@ async def assembled(config: Config) -> AsyncIterator[Parts]:
     ):
         opener = LlamaOpener(lane, config.engine, paging, parking)
         async with Manager.from_config(catalog, opener, config) as manager:
-            yield Parts(catalog, manager, Service(catalog, manager, config.routes))
+            with relieved_by(manager.relieve):
+                yield Parts(catalog, manager, Service(catalog, manager, config.routes))
 
 
 class Runtime:
