@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from shardload.engine.parked_files import FileFacts, ParkedFiles
+from shardload.memory import available_bytes
 from shardload.memory.platform import current
 
 if TYPE_CHECKING:
@@ -172,12 +173,14 @@ class ParkingLot:
 
     def accepts(self, nbytes: int) -> bool:
         with self._lock:
-            most = self._memory_limit_bytes
-            if self._files is not None:
-                most = max(most, self._files.limit_bytes)
-            backlog = self._leaving_bytes
-            fits = not backlog or backlog + nbytes <= max(self._memory_limit_bytes, BACKLOG_BYTES)
-            return not self._closed and nbytes <= most and fits
+            closed, backlog = self._closed, self._leaving_bytes
+        disk_bytes = self._files.limit_bytes if self._files is not None else 0
+        if closed or nbytes > max(self._memory_limit_bytes, disk_bytes):
+            return False
+        if backlog + nbytes <= max(self._memory_limit_bytes, BACKLOG_BYTES):
+            return True
+        # On its way to the disk it is in memory, and nobody else is to leave for that.
+        return not backlog and 2 * nbytes <= available_bytes()
 
     def put(self, parking: Parking, tokens: Sequence[int], state: State, kind: str) -> None:
         parked = Parked(parking.key, kind, np.asarray(tokens, np.int32), state.nbytes, self._clock(), state)

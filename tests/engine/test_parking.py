@@ -170,6 +170,11 @@ def test_a_slow_disk_is_not_swamped(open_lot: OpenLot, monkeypatch: pytest.Monke
     gate.set()
     settle(lot)
     assert key.accepts(100 * KIB)
+    # What is larger than memory is to hold comes through it all the same.
+    monkeypatch.setattr(parking, "available_bytes", lambda: 150 * KIB)
+    assert key.accepts(75 * KIB)
+    assert not key.accepts(76 * KIB)
+    assert not key.accepts(1001 * KIB)
 
 
 def test_another_lot_finds_what_the_first_has_flushed(open_lot: OpenLot) -> None:
