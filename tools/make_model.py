@@ -84,7 +84,12 @@ class Tensor:
 
     @property
     def deviation(self) -> float:
-        """The deviation of its weights, with which activations neither grow nor vanish."""
+        """The deviation of its weights, with which activations neither grow nor vanish.
+
+        Experts are chosen clearly, as trained models do it: near ties would be decided by rounding.
+        """
+        if self.name.endswith("ffn_gate_inp"):
+            return 6.0 / self.columns**0.5
         return 1.0 if self.name == "token_embd" else 0.7 / self.columns**0.5
 
     @property
