@@ -124,6 +124,7 @@ class FakeOpener:
         self.failures: dict[str, Exception] = {}
         self.context_failures: dict[str, Exception] = {}
         self.stubborn: set[str] = set()
+        self.foresees_sharing = False
         self.extra_private_bytes = 0
         self.open_seconds = 0.0
         self.models: list[FakeModel] = []
@@ -181,8 +182,15 @@ class FakeOpener:
 
     def predict(self, entry: ModelEntry, kind: Use) -> Prediction:
         name = entry.path.stem
-        size = sum(self._places(entry).values())
-        return Prediction(size, VOCABULARY_BYTES, KV_BYTES, COMPUTE_BYTES, self.layers.get(name, 0))
+        places = self._places(entry)
+        return Prediction(
+            sum(places.values()),
+            VOCABULARY_BYTES,
+            KV_BYTES,
+            COMPUTE_BYTES,
+            self.layers.get(name, 0),
+            places if self.foresees_sharing else {},
+        )
 
     async def open_weights(
         self, entry: ModelEntry, progress: Progress, *, resident_limit_bytes: int | None = None

@@ -56,10 +56,10 @@ class Actions:
     def take(self, ledger: Ledger, relief: Relief) -> None:
         """Begin what was chosen to leave."""
         for each in (*relief.page_outs, *relief.seconds):
-            self._page_out(ledger, each)
+            self._page_out(each)
         for context in relief.parks:
             assert isinstance(context.key, Instance)
-            ledger.begin_park(context.key)
+            context.key.begin_park()
             self.parks.append(context.key)
         for context in relief.contexts:
             assert isinstance(context.key, Instance)
@@ -71,30 +71,30 @@ class Actions:
             weights.closes = weights.drop_pages = True
             self.evicted.append(weights)
 
-    def resize(self, ledger: Ledger, weights: Weights, limit_bytes: int | None) -> None:
+    def resize(self, weights: Weights, limit_bytes: int | None) -> None:
         """Begin to give weights another share: what more they may have counts from now on."""
         present = weights.limit_bytes
         if limit_bytes is not None and (present is None or limit_bytes < present):
             mapped_bytes = weights.resident_bytes + weights.second_bytes
-            ledger.begin_move(weights, max(mapped_bytes - limit_bytes, 0))
+            weights.begin_move(max(mapped_bytes - limit_bytes, 0))
         else:
-            ledger.begin_move(weights, 0)
+            weights.begin_move(0)
             weights.limit_bytes = limit_bytes
         if limit_bytes is not None:
-            self.allow_second(ledger, weights, False)
+            self.allow_second(weights, False)
         self.resizes.append(Resize(weights, limit_bytes))
 
-    def allow_second(self, ledger: Ledger, weights: Weights, allowed: bool) -> None:
+    def allow_second(self, weights: Weights, allowed: bool) -> None:
         """Let prompts use the second layout, or no longer."""
         if weights.second_allowed != allowed:
-            ledger.allow_second(weights, allowed)
+            weights.allow_second(allowed)
             self.seconds.append(weights)
 
-    def _page_out(self, ledger: Ledger, page_out: PageOut) -> None:
+    def _page_out(self, page_out: PageOut) -> None:
         weights = page_out.holding
         assert isinstance(weights, Weights)
-        ledger.begin_move(weights, page_out.nbytes)
-        self.allow_second(ledger, weights, False)
+        weights.begin_move(page_out.nbytes)
+        self.allow_second(weights, False)
         keep_bytes = page_out.keep_bytes + weights.stuck_bytes if weights.is_measured else weights.size_bytes
         self.leaves.append(Leave(weights, keep_bytes))
 

@@ -121,7 +121,7 @@ class Turn:
         ledger, weights = self.ledger, self.ledger.weights.get(instance.file)
         if weights is not None and not weights.active:
             if weights.limit_bytes != limit_bytes:
-                actions.resize(self.ledger, weights, limit_bytes)
+                actions.resize(weights, limit_bytes)
                 return False
             self._wake(weights, instance, actions)
         if instance.state == "open":
@@ -143,8 +143,8 @@ class Turn:
         present_bytes = max(weights.granted_second_bytes, measured.second_bytes if measured else 0)
         missing_bytes = self._missing_bytes(instance, weights.limit_bytes) + second_bytes - present_bytes
         allowed = second_bytes > 0 and missing_bytes <= 0
-        actions.allow_second(self.ledger, weights, allowed)
-        self.ledger.allow_second(weights, allowed)
+        actions.allow_second(weights, allowed)
+        weights.allow_second(allowed)
 
     def _missing_bytes(self, instance: Instance, limit_bytes: int | None) -> int:
         free_bytes = self.budget_bytes - self.ledger.used_bytes()

@@ -62,15 +62,15 @@ class Balance:
                 continue
             whole_bytes = self.ledger.used_bytes(weights) - self.ledger.used_bytes()
             if whole_bytes <= free_bytes:
-                actions.resize(self.ledger, weights, None)
+                actions.resize(weights, None)
                 free_bytes -= whole_bytes
             elif free_bytes >= max(GROWTH_SHARE * weights.size_bytes, 1):
-                actions.resize(self.ledger, weights, weights.limit_bytes + free_bytes)
+                actions.resize(weights, weights.limit_bytes + free_bytes)
                 free_bytes = 0
         for weights in self._adjustable():
             missing_bytes = weights.second_total_bytes - weights.second_bytes
             if weights.limit_bytes is None and not weights.second_allowed and missing_bytes <= free_bytes:
-                actions.allow_second(self.ledger, weights, weights.second_total_bytes > 0)
+                actions.allow_second(weights, weights.second_total_bytes > 0)
                 free_bytes -= max(missing_bytes, 0)
 
     def _throttle(self, over_bytes: int, actions: Actions) -> None:
@@ -84,7 +84,7 @@ class Balance:
             layer_bytes = max((each.prediction.layer_bytes for each in weights.instances), default=0)
             spare_bytes = present_bytes - least_share_bytes(weights.size_bytes, layer_bytes)
             if spare_bytes > 0:
-                actions.resize(self.ledger, weights, present_bytes - min(spare_bytes, over_bytes))
+                actions.resize(weights, present_bytes - min(spare_bytes, over_bytes))
                 over_bytes -= min(spare_bytes, over_bytes)
 
     def _over_bytes(self) -> int:

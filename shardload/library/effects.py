@@ -210,7 +210,7 @@ class Effects:
         except (Exception, CancelledError):
             logger.exception("moving pages failed")
         await self.measure()
-        self._ledger.finish_move(weights, keep_bytes, freed_bytes)
+        weights.finish_move(keep_bytes, freed_bytes)
 
     async def park(self, instance: Instance) -> None:
         """Park the KV state of an idle instance and give its memory back."""
@@ -220,7 +220,7 @@ class Effects:
             freed_bytes = await self._opener.park_instance(instance.handle)
         except (Exception, CancelledError):
             logger.exception("parking the context of %s failed", instance.entry.name)
-        self._ledger.finish_park(instance, uses, freed_bytes)
+        instance.finish_park(uses, freed_bytes)
         self._listener.turn()
 
     def _fail(self, instance: Instance, error: BaseException) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from shardload.config import KvType
 from shardload.gguf import GGUFFile, MetadataArray
@@ -64,6 +64,8 @@ class Prediction:
     compute_bytes: int
     layer_bytes: int = 0
     """The part of the weights that must be in memory together for a step to go on."""
+    places: Mapping[Hashable, int] = field(default_factory=dict)
+    """Places of the weights that are known beforehand: those that open weights use already are shared."""
 
     @property
     def private_bytes(self) -> int:

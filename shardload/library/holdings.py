@@ -168,6 +168,35 @@ class Weights:
         self.measured_at = NEVER
         self.uses += 1
 
+    def allow_second(self, allowed: bool) -> None:
+        """Let prompts use the second layout, or no longer; then it counts until its pages are gone."""
+        self.second_allowed = allowed
+        if allowed:
+            self.granted_second_bytes = self.second_total_bytes
+
+    def begin_move(self, leaving_bytes: int) -> None:
+        """Note that an effect on the pages begins."""
+        self.moving, self.leaving_bytes = True, leaving_bytes
+
+    def finish_move(self, kept_bytes: int, freed_bytes: int) -> None:
+        """Note that it has ended, and what stays in memory although it should have left.
+
+        It was measured since.
+        """
+        self.moving, self.leaving_bytes = False, 0
+        if not self.second_allowed:
+            self.granted_second_bytes = 0
+        if self.measured is None:
+            return
+        self.stuck_second_bytes = 0 if self.second_allowed else self.measured.second_bytes
+        if not self.is_measured:
+            return
+        resident_bytes = self.measured.resident_bytes
+        if freed_bytes <= 0:
+            self.stuck_bytes = resident_bytes
+        elif resident_bytes > kept_bytes:
+            self.stuck_bytes += resident_bytes - kept_bytes
+
 
 @dataclass(slots=True, eq=False)
 class Instance:
@@ -260,3 +289,18 @@ class Instance:
     def expires_at(self) -> float:
         """When an idle instance has been kept for long enough."""
         return math.inf if self.keep_alive_seconds < 0 else self.last_used + self.keep_alive_seconds
+
+    def begin_park(self) -> None:
+        """Note that the KV state of an idle context is being given back."""
+        self.parking_bytes = self.parkable_bytes
+
+    def finish_park(self, uses: int, freed_bytes: int) -> None:
+        """Note what came back, unless a request took it again meanwhile."""
+        self.parking_bytes = 0
+        if not self.idle or self.uses != uses:
+            return
+        if freed_bytes <= 0:
+            self.stays_put = True
+            return
+        self.parked_bytes = min(freed_bytes, self.private_bytes)
+        self.private_bytes -= self.parked_bytes

@@ -86,7 +86,7 @@ class Keeping:
         elif instance.expires_at <= now:
             self.close(instance, "idle", settled)
         elif self._may_park(instance) and instance.last_used + self.park_idle_seconds <= now:
-            self.ledger.begin_park(instance)
+            instance.begin_park()
             settled.parks.append(instance)
 
     def _may_park(self, instance: Instance) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 import anyio
 
@@ -146,10 +146,22 @@ class Ledger:
             extra = instance.parked_bytes
         if weights is None:
             least = prediction.weights_bytes if limit_bytes is None else limit_bytes
-            return extra + min(prediction.weights_bytes, least) + prediction.vocabulary_bytes
+            weights_bytes = min(prediction.weights_bytes - self._shared_bytes(prediction), least)
+            return extra + weights_bytes + prediction.vocabulary_bytes
         if weights.active:
             limit_bytes = weights.limit_bytes
         return extra + self.used_bytes(weights, limit_bytes) - self.used_bytes()
+
+    def _shared_bytes(self, prediction: Prediction) -> int:
+        """What of weights that are not open yet counts already."""
+        if not prediction.places:
+            return 0
+        whole = [each for each in self.weights.values() if not each.is_measured and each.limit_bytes is None]
+        return sum(
+            nbytes
+            for place, nbytes in prediction.places.items()
+            if any(place in weights.places for weights in whole)
+        )
 
     def fixed_bytes(self, instance: Instance) -> int:
         """What an active instance takes beside the mapped bytes of its weights."""
@@ -206,35 +218,6 @@ class Ledger:
             weights.measured_at = now
         self.note_facts(weights)
 
-    def allow_second(self, weights: Weights, allowed: bool) -> None:
-        """Let prompts use the second layout, or no longer; then it counts until its pages are gone."""
-        weights.second_allowed = allowed
-        if allowed:
-            weights.granted_second_bytes = weights.second_total_bytes
-
-    def begin_move(self, weights: Weights, leaving_bytes: int) -> None:
-        """Note that an effect on the pages of weights begins."""
-        weights.moving, weights.leaving_bytes = True, leaving_bytes
-
-    def finish_move(self, weights: Weights, kept_bytes: int, freed_bytes: int) -> None:
-        """Note that it has ended, and what stays in memory although it should have left.
-
-        The weights have been measured since.
-        """
-        weights.moving, weights.leaving_bytes = False, 0
-        if not weights.second_allowed:
-            weights.granted_second_bytes = 0
-        if weights.measured is None:
-            return
-        weights.stuck_second_bytes = 0 if weights.second_allowed else weights.measured.second_bytes
-        if not weights.is_measured:
-            return
-        resident_bytes = weights.measured.resident_bytes
-        if freed_bytes <= 0:
-            weights.stuck_bytes = resident_bytes
-        elif resident_bytes > kept_bytes:
-            weights.stuck_bytes += resident_bytes - kept_bytes
-
     def finish_open_weights(
         self, weights: Weights, handle: WeightsHandle, now: float, open_seconds: float
     ) -> None:
@@ -286,6 +269,7 @@ class Ledger:
                 prediction.vocabulary_bytes,
                 prediction.layer_bytes,
                 limit_bytes=limit_bytes,
+                places=_all_places(prediction, key),
             )
             self.weights[key] = weights
             self._groups = None
@@ -369,19 +353,10 @@ class Ledger:
         if instance.state == "waiting" and not instance.waiters:
             self.instances.pop(instance.key, None)
 
-    # -- parking
 
-    def begin_park(self, instance: Instance) -> None:
-        """Note that an idle instance's KV state is being given back."""
-        instance.parking_bytes = instance.parkable_bytes
-
-    def finish_park(self, instance: Instance, uses: int, freed_bytes: int) -> None:
-        """Note what came back, unless a request took it again meanwhile."""
-        instance.parking_bytes = 0
-        if not instance.idle or instance.uses != uses:
-            return
-        if freed_bytes <= 0:
-            instance.stays_put = True
-            return
-        instance.parked_bytes = min(freed_bytes, instance.private_bytes)
-        instance.private_bytes -= instance.parked_bytes
+def _all_places(prediction: Prediction, key: FileKey) -> Mapping[Hashable, int]:
+    """The places known beforehand, and one for the rest; none where none is known."""
+    if not prediction.places:
+        return {}
+    rest_bytes = prediction.weights_bytes - sum(prediction.places.values())
+    return {**prediction.places, ("rest", key): max(rest_bytes, 0)}

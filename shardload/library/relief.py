@@ -209,10 +209,10 @@ def _part(step: Step, wanted_bytes: int) -> Step:
 
 def _needed_only(choice: _Choice) -> list[Step]:
     """Spare what a later, larger step makes unnecessary; what does more harm is spared first."""
-    surplus = choice.freed_bytes - choice.wanted_bytes
+    surplus = max(choice.freed_bytes - choice.wanted_bytes, 0)
     kept: list[Step] = []
     for step in reversed(choice.steps):
-        if surplus <= 0 or _is_needed(step, kept) or (not kept and step.nbytes > surplus):
+        if _is_needed(step, kept):
             kept.append(step)
         elif step.nbytes <= surplus:
             surplus -= step.nbytes
