@@ -7,6 +7,8 @@ SHARED_CHUNK_SECONDS = 0.3
 LONELY_CHUNK_SECONDS = 1.0
 # Less than this computes hardly faster, more helps hardly.
 CHUNK_TOKENS = range(16, 129)
+# A prompt that nobody waits behind is not cut into crumbs because of a step that had to wait itself.
+LEAST_LONELY_TOKENS = 64
 # How much of an average the latest measurement is.
 WEIGHT = 0.25
 
@@ -26,7 +28,10 @@ class Pace:
         if tokens == sequences:
             self.generation_seconds = _averaged(self.generation_seconds, seconds / parts)
         if tokens >= CHUNK_TOKENS[0]:
-            self._prompt_token_seconds = _averaged(self._prompt_token_seconds, seconds / parts / tokens)
+            # A step that was faster shows what is possible; a slower one may have waited for pages.
+            measured = seconds / parts / tokens
+            known = self._prompt_token_seconds
+            self._prompt_token_seconds = min(measured, _averaged(known, measured))
 
     def shared_chunk_tokens(self) -> int:
         """The tokens of a prompt that others may be made to wait for."""
@@ -34,7 +39,7 @@ class Pace:
 
     def lonely_chunk_tokens(self, most: int) -> int:
         """The tokens of a prompt at once while nobody else computes."""
-        return self._chunk_tokens(LONELY_CHUNK_SECONDS, most)
+        return min(most, max(LEAST_LONELY_TOKENS, self._chunk_tokens(LONELY_CHUNK_SECONDS, most)))
 
     def _chunk_tokens(self, seconds: float, most: int) -> int:
         if self._prompt_token_seconds * most <= seconds:
