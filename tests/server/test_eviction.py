@@ -90,7 +90,7 @@ def test_three_stream_at_once_and_a_fourth_takes_the_place_of_the_oldest(folder,
         listen("fourth")
         left = {name for name, state in states(url).items() if state["state"] == "open"}
         assert left == {"first", "third", "fourth"}
-        assert states(url)["second"]["evictions"] == 1
+        assert states(url)["second"]["state"] in ("parked", "closed")
         listen("second")
     expected = {name: reference(folder / f"{name}.gguf") for name in NAMES}
     assert heard == expected

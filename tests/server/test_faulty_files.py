@@ -23,7 +23,7 @@ port = 0
 [memory]
 budget = "{budget}"
 [engine]
-ctx = 256
+ctx = {ctx}
 parallel = 1
 threads = 1
 queue = 1
@@ -31,7 +31,8 @@ queue = 1
 file = "fable.gguf"
 ctx = 400000
 """
-ROOM_FOR_ONE = "6MiB"
+ROOM_FOR_ONE, LONG_CTX = "40MiB", 16384
+"""KV caches of 16 MiB: two do not fit, whatever part of their weights models have in memory."""
 
 
 def copy_demo(name, target):
@@ -53,13 +54,15 @@ def folder(tmp_path):
 
 @pytest.fixture
 def url(folder, serving_files):
-    with serving_files(parse_config(SETTINGS.format(budget="1GiB"), folder / "shardload.toml")) as url:
+    with serving_files(
+        parse_config(SETTINGS.format(budget="1GiB", ctx=256), folder / "shardload.toml")
+    ) as url:
         yield url
 
 
 @pytest.fixture
 def tight_url(folder, serving_files):
-    config = parse_config(SETTINGS.format(budget=ROOM_FOR_ONE), folder / "shardload.toml")
+    config = parse_config(SETTINGS.format(budget=ROOM_FOR_ONE, ctx=LONG_CTX), folder / "shardload.toml")
     with serving_files(config) as url:
         yield url
 
@@ -125,7 +128,7 @@ def test_a_file_deleted_while_it_is_open(url, folder, say, error_of):
 def test_a_model_that_fits_nowhere(tight_url, say, error_of):
     status, error = refused(error_of, tight_url, "huge")
     assert status == 503
-    assert f"the budget is 6.0 MiB ({6 * 2**20} bytes)" in error["message"]
+    assert f"the budget is 40.0 MiB ({40 * 2**20} bytes)" in error["message"]
     assert re.search(r"'huge' needs [0-9.]+ MiB \([0-9]{9} bytes\)", error["message"])
     assert say(tight_url, "fable")
 
