@@ -88,7 +88,7 @@ def _model_table(models: tuple[StoredModel, ...]) -> Table:
             model.name,
             format_bytes(model.bytes),
             format_bytes(model.shared_bytes),
-            console.few(model.shared_with),
+            console.few(model.shared_with, 1),
             ago(now - model.last_used),
         )
     return made
