@@ -54,7 +54,7 @@ async def assembled(config: Config) -> AsyncIterator[Parts]:
         paging_of(config, lambda: lane.is_busy) as paging,
     ):
         opener = LlamaOpener(lane, config.engine, paging, parking)
-        async with Manager.from_config(catalog, opener, config) as manager:
+        async with Manager.from_config(catalog, opener, config, lambda: parking.memory_bytes) as manager:
             with relieved_by(manager.relieve):
                 yield Parts(catalog, manager, Service(catalog, manager, config.routes))
 

@@ -21,19 +21,27 @@ def budget_bytes(config: Config) -> int:
 
 
 class Budget:
-    """The bytes that were configured, less what others on the machine need for a while."""
+    """The bytes that were configured, less what others on the machine need for a while.
+
+    ``parked_bytes`` tells what conversations take that wait in memory: models do without it.
+    """
 
     def __init__(
-        self, configured: int | Callable[[], int], recovery_seconds: float = RECOVERY_SECONDS
+        self,
+        configured: int | Callable[[], int],
+        recovery_seconds: float = RECOVERY_SECONDS,
+        parked_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self.configured = configured
+        self._parked_bytes = parked_bytes
         self._recovery_seconds = recovery_seconds
         self._withheld_bytes, self._since = 0, -math.inf
 
     @property
     def configured_bytes(self) -> int:
-        """What there is without pressure."""
-        return self.configured() if callable(self.configured) else self.configured
+        """What there is for models without pressure."""
+        configured = self.configured() if callable(self.configured) else self.configured
+        return max(configured - self._parked_bytes(), 0)
 
     def bytes_at(self, now: float) -> int:
         """What there is at a time."""

@@ -56,6 +56,7 @@ class Manager:
         opener: Opener,
         *,
         budget_bytes: int | Callable[[], int],
+        parked_bytes: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
         queue_limit: int = 64,
         keep_alive_seconds: float = 300.0,
@@ -70,7 +71,7 @@ class Manager:
         an idle context's KV state is parked and its memory given back; below 0: only when it is needed.
         """
         self.catalog = catalog
-        self._budget, self._clock = Budget(budget_bytes), clock
+        self._budget, self._clock = Budget(budget_bytes, parked_bytes=parked_bytes), clock
         self._keep_alive_seconds = keep_alive_seconds
         self._min_residency_seconds, self._max_wait_seconds = min_residency_seconds, max_wait_seconds
         self._ledger, self._opener = Ledger(), opener
@@ -93,12 +94,15 @@ class Manager:
         )
 
     @classmethod
-    def from_config(cls, catalog: Catalog, opener: Opener, config: Config) -> Self:
-        """A manager with the budget, queue and keep-alive of a configuration."""
+    def from_config(
+        cls, catalog: Catalog, opener: Opener, config: Config, parked: Callable[[], int] = lambda: 0
+    ) -> Self:
+        """A manager with the budget, queue and keep-alive of a configuration; ``parked`` as for `Budget`."""
         return cls(
             catalog,
             opener,
             budget_bytes=configured_budget_bytes(config),
+            parked_bytes=parked,
             queue_limit=config.engine.queue,
             keep_alive_seconds=config.engine.keep_alive,
             park_idle_seconds=config.parking.idle,
