@@ -13,7 +13,8 @@ def packing_build() -> str:
     """A key that changes with anything that could change packed bytes; takes a few milliseconds, once."""
     llama = load()
     digest = hashlib.sha256()
-    digest.update(f"{llama.ggml_version}\n{text(llama.ffi, llama.lib.llama_print_system_info())}\n".encode())
+    features = text(llama.ffi, llama.lib.llama_print_system_info())
+    digest.update(f"{llama.version}\n{llama.ggml_version}\n{features}\n".encode())
     for library in sorted(llama.library_path.parent.glob("*ggml-cpu*")):
         if not library.is_symlink():
             digest.update(library.name.encode() + library.read_bytes())

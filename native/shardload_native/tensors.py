@@ -34,10 +34,7 @@ DECLARATIONS = """
     size_t ggml_nbytes(const struct ggml_tensor * tensor);
     size_t ggml_tensor_overhead(void);
     void * ggml_backend_buffer_get_type(void * buffer);
-    void * ggml_backend_buffer_get_base(void * buffer);
-    size_t ggml_backend_buffer_get_size(void * buffer);
     const char * ggml_backend_buft_name(void * buft);
-    bool ggml_backend_buft_is_host(void * buft);
     size_t ggml_backend_buft_get_alloc_size(void * buft, const struct ggml_tensor * tensor);
     void ggml_backend_tensor_set(struct ggml_tensor * tensor, const void * data, size_t offset, size_t size);
     int ggml_backend_tensor_alloc(void * buffer, struct ggml_tensor * tensor, void * address);
@@ -101,10 +98,6 @@ class Tensor:
         """The address of its bytes now."""
         return int(self._access.ffi.cast("uintptr_t", self.native.data))
 
-    @data.setter
-    def data(self, address: int) -> None:
-        self.native.data = self._access.ffi.cast("void *", address)
-
     @property
     def words(self) -> tuple[int, int, int]:
         """``data``, ``buffer`` and ``extra``."""
@@ -136,11 +129,14 @@ class Tensor:
             )
         )
 
-    def buffer_range(self) -> tuple[int, int]:
-        """Address and length of the whole buffer that it was placed in."""
-        access, buffer = self._access, self.native.buffer
-        base = int(access.ffi.cast("uintptr_t", access.lib.ggml_backend_buffer_get_base(buffer)))
-        return base, int(access.lib.ggml_backend_buffer_get_size(buffer))
+    def elsewhere(self, data: int, buffer: int, extra: int) -> Tensor:
+        """A record of the same tensor with its bytes in another place; this one stays as it is."""
+        access = self._access
+        copy = access.ffi.new("struct ggml_tensor *")
+        access.ffi.memmove(copy, self.native, access.ffi.sizeof("struct ggml_tensor"))
+        other = Tensor(access, copy)
+        other.point(data, buffer, extra)
+        return other
 
     def copy_from(self, source: int, nbytes: int) -> None:
         """Have llama.cpp write bytes in the file's order to ``data``, in the order of its buffer."""

@@ -156,14 +156,20 @@ class LlamaOpener:
         memory.trim_heap()
         before = memory.process_memory().anonymous_bytes
         params = ModelParams(
-            gpu_layers=self._settings.gpu_layers, use_extra_bufts=True, shelf=self._paging.shelf(entry.paths)
+            gpu_layers=self._settings.gpu_layers,
+            use_extra_bufts=True,
+            shelf=self._paging.shelf(entry.paths),
+            # Where memory is short nothing is packed in memory: what is not stored is read from the file.
+            pack_at_once=resident_limit_bytes is None,
         )
         model = Model.open(entry.paths, params, report)
-        memory.trim_heap()
-        grown_bytes = memory.process_memory().anonymous_bytes - before
-        opened = self._paging.opened(entry.name, model, grown_bytes)
-        if resident_limit_bytes is not None:
-            self._paging.set_limit(model, resident_limit_bytes)
+        try:
+            memory.trim_heap()
+            grown_bytes = memory.process_memory().anonymous_bytes - before
+            opened = self._paging.opened(entry.name, model, grown_bytes, resident_limit_bytes)
+        except BaseException:
+            model.close()
+            raise
         return WeightsHandle(vocab=model.vocab, read_facts=opened.facts, model=model)
 
     def _close_weights(self, model: Model, *, drop_pages: bool) -> None:

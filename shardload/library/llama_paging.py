@@ -88,16 +88,22 @@ class LlamaPaging:
         self._packer = Packer(pantry, choice, is_busy)
         self._open: dict[Model, OpenModel] = {}
 
-    def opened(self, name: str, model: Model, heap_bytes: int) -> OpenModel:
+    def opened(self, name: str, model: Model, heap_bytes: int, limit_bytes: int | None = None) -> OpenModel:
         """Mind the pages of a model that was opened, for ``heap_bytes`` of private memory in all.
 
-        It is packed from now on, where it is not.
+        At most ``limit_bytes`` of it are in memory from now on, and it is packed, where it is not.
         """
         heap_bytes = max(heap_bytes - model.private_tensor_bytes, 0)
         found = OpenModel(name, model, heap_bytes, self._prefetcher, self._choice)
         self._open[model] = found
-        if model.tensors:
-            found.packing = self._packer.pack(model, found.refresh)
+        try:
+            if limit_bytes is not None:
+                found.paged.set_limit(limit_bytes)
+            if model.tensors:
+                found.packing = self._packer.pack(model, found.refresh)
+        except BaseException:
+            self.closing(model)
+            raise
         return found
 
     def closing(self, model: Model) -> None:

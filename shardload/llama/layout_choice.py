@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from shardload.llama.calibrate import MEASURED
@@ -38,6 +38,7 @@ class LayoutChoice:
     def __init__(self, path: Path, build: str, threads: int) -> None:
         self.path, self._key, self._threads = path, machine_key(build, threads), threads
         self._lock = threading.Lock()
+        self._failed: set[str] = set()
         self.table = _read(path).get(self._key) or LayoutTable({})
 
     def for_types(self, weights: Mapping[str, int]) -> Callable[[int], Layout]:
@@ -62,19 +63,22 @@ class LayoutChoice:
     ) -> None:
         """Measure what of some types is missing, one at a time, in the pauses of the computation.
 
-        Takes about two seconds for each; what was disturbed is measured again.
+        Takes about two seconds for each; what is disturbed is given up at once, and begun again later.
         """
         for name in self.table.missing(types):
+            if name in self._failed:
+                continue
             while _calm(is_busy, stops):
-                measured = _measure_in_child(name, self._threads)
-                if not measured or not is_busy():
+                measured = _measure_in_child(name, self._threads, lambda: is_busy() or stops())
+                if measured is not None:
+                    self._failed.update([] if measured else [name])
                     self._remember(measured)
                     break
 
     def measure_now(self, types: Iterable[str]) -> None:
         """Measure types, known ones as well, whatever else goes on."""
         for name in types:
-            self._remember(_measure_in_child(name, self._threads))
+            self._remember(_measure_in_child(name, self._threads) or {})
 
     def _remember(self, measured: Mapping[str, Speeds]) -> None:
         if not measured:
@@ -100,19 +104,46 @@ def _calm(is_busy: Callable[[], bool], stops: Callable[[], bool]) -> bool:
         time.sleep(POLL_SECONDS)
         if is_busy():
             calm_since = time.monotonic()
-    return True
+    return not stops()
 
 
-def _measure_in_child(name: str, threads: int) -> Mapping[str, Speeds]:
-    """Measure a type in a process of its own: its compute threads do not stay, whatever becomes of them."""
+def _measure_in_child(
+    name: str, threads: int, stops: Callable[[], bool] = lambda: False
+) -> Mapping[str, Speeds] | None:
+    """Measure a type in a process of its own: its compute threads do not stay, whatever becomes of them.
+
+    None if it was stopped, and nothing where it failed or where the type has one order only.
+    """
     command = [sys.executable, "-m", "shardload.llama.calibrate", "--threads", str(threads), name]
     try:
-        child = subprocess.run(command, capture_output=True, timeout=MEASURE_SECONDS, check=True)
+        output = _output_of(command, stops)
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("the orders of %s weights could not be measured: %s", name, error)
         return {}
-    tables = decode_tables(child.stdout)
+    if output is None:
+        return None
+    tables = decode_tables(output)
     return tables[MEASURED].speeds if MEASURED in tables else {}
+
+
+def _output_of(command: Sequence[str], stops: Callable[[], bool]) -> bytes | None:
+    """What a command prints; None if it was stopped. Raises OSError and SubprocessError."""
+    ends = time.monotonic() + MEASURE_SECONDS
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        try:
+            while not stops():
+                try:
+                    output, _ = child.communicate(timeout=POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > ends:
+                        raise
+                    continue
+                if child.returncode:
+                    raise subprocess.CalledProcessError(child.returncode, list(command))
+                return output
+            return None
+        finally:
+            child.kill()
 
 
 def _read(path: Path) -> dict[str, LayoutTable]:

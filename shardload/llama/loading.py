@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +12,7 @@ from typing import Protocol
 from shardload import memory
 from shardload.llama.placed import Packing, PlacedTensor
 from shardload.memory import MappedFile, Range
+from shardload.shards.identity import FileIdentity
 from shardload.shards.places import FilePlace
 from shardload_native.tensors import Tensor
 
@@ -18,6 +21,9 @@ logger = logging.getLogger("shardload.llama")
 
 class Shelf(Protocol):
     """Knows where the tensors of one model file can be had; asked on the loading thread."""
+
+    def describes(self, identity: FileIdentity) -> bool:
+        """Whether a file is the one that was looked up, and not one that took its place since."""
 
     def packed(self, tensor: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> FilePlace | None:
         """Where its packed bytes are stored; None where they are not."""
@@ -37,63 +43,87 @@ class Loading:
     """The host of one load: brings what there is, and notes where everything is."""
 
     shelf: Shelf | None
+    packs: bool = True
+    """Whether llama.cpp packs what is not stored; else it is read as the file has it."""
     files: list[MappedFile] = field(default_factory=list)
     tensors: list[PlacedTensor] = field(default_factory=list)
+    identities: list[FileIdentity] = field(default_factory=list)
+    """What the model's own files were when they were mapped."""
     _plain_buffer: int = 0
-    _addresses: dict[Path, MappedFile] = field(default_factory=dict)
+    _addresses: dict[Path, MappedFile | None] = field(default_factory=dict)
 
     def map_file(self, descriptor: int, length: int) -> int | None:
         """Hand out the process's own mapping of a file."""
+        identity = FileIdentity.of(descriptor)
+        self.identities.append(identity)
+        if self.shelf is not None and not self.shelf.describes(identity):
+            logger.info("a model file was replaced while it was opened: what is stored for it is not used")
+            self.shelf = None
         file = memory.mapped_files().open(descriptor)
         self.files.append(file)
         return file.address if file.length == length else None
 
     def mapped(self, tensor: Tensor) -> None:
         """Note a tensor that is read from its file, or from one that has the same bytes."""
-        data, buffer, _ = tensor.words
+        data, buffer, extra = tensor.words
         self._plain_buffer = self._plain_buffer or buffer
         nbytes = tensor.nbytes
         place = self._lent(tensor.name, nbytes) or Range(data, nbytes)
-        if place.address != data:
-            tensor.data = place.address
+        tensor.point(place.address, buffer, extra)
         self.tensors.append(_placed(tensor, place))
 
     def copying(self, tensor: Tensor, source: int) -> bool:
         """Note a tensor that llama.cpp packs, and bring its packed bytes if there are any."""
-        name, nbytes = tensor.name, tensor.nbytes
         data, buffer, extra = tensor.words
+        if not extra or not self._is_mapped(source):
+            return False  # made up by llama.cpp, or copied as it is
+        nbytes = tensor.nbytes
         private = Range(data, tensor.copied_bytes)
-        packing = Packing(tensor.buffer_type, private, private, buffer, extra)
-        file = self._lent(name, nbytes) or Range(source, nbytes)
+        packing = Packing(tensor.buffer_type, private, None, buffer, extra)
+        file = self._lent(tensor.name, nbytes) or Range(source, nbytes)
         placed = _placed(tensor, file, packing)
+        packing.place = self._packed(placed, packing)
+        if packing.place is None and self.packs:
+            packing.place = private
         self.tensors.append(placed)
-        packing.place = self._packed(placed, packing) or private
-        tensor.data = packing.place.address
         return not packing.is_private
 
     def finish(self) -> None:
         """Complete what is known of each tensor when the load is over, and check what was brought."""
-        brought: list[tuple[PlacedTensor, Packing]] = []
+        brought = [
+            placed
+            for placed in self.tensors
+            if placed.packing is not None and placed.packing.stored is not None
+        ]
+        if not _are_what_llama_packs(brought):
+            logger.warning("stored packed weights are not what this llama.cpp packs: they are packed anew")
+            if self.shelf is not None:
+                self.shelf.distrust()
+            for placed in brought:
+                self._do_without(placed)
+        elif self.shelf is not None:
+            self.shelf.loaded()
         for placed in self.tensors:
             placed.plain_buffer = self._plain_buffer
-            if placed.packing is not None and not placed.packing.is_private:
-                brought.append((placed, placed.packing))
-        if not brought or _is_what_llama_packs(*min(brought, key=lambda pair: pair[0].file.length)):
-            if self.shelf is not None:
-                self.shelf.loaded()
-            return
-        logger.warning("stored packed weights are not what this llama.cpp packs: they are packed anew")
-        if self.shelf is not None:
-            self.shelf.distrust()
-        for placed, packing in brought:
-            packing.place = packing.private
-            _pack_privately(placed, packing)
+            if placed.packing is not None and placed.packing.place is None and not self._plain_buffer:
+                self._do_without(placed, packs=True)
+            placed.show("packed")
 
     def release(self) -> None:
         """Let go of the mappings; llama.cpp must have freed the model."""
-        for file in self.files:
-            file.release()
-        self.files.clear()
+        while self.files:
+            self.files.pop().release()
+
+    def _do_without(self, placed: PlacedTensor, *, packs: bool = False) -> None:
+        """Let a tensor be as if nothing was stored of it."""
+        if placed.packing is not None:
+            placed.packing.place = None
+            if self.packs or packs:
+                placed.pack()
+                placed.packing.place = placed.packing.private
+
+    def _is_mapped(self, address: int) -> bool:
+        return any(file.address <= address < file.address + file.length for file in self.files)
 
     def _lent(self, name: str, nbytes: int) -> Range | None:
         place = self.shelf.lent(name) if self.shelf is not None else None
@@ -106,34 +136,38 @@ class Loading:
         return self._map(place) if place is not None and place.nbytes == packing.private.length else None
 
     def _map(self, place: FilePlace) -> Range | None:
-        file = self._addresses.get(place.path)
-        if file is None:
-            try:
-                file = memory.mapped_files().open(place.path)
-            except (OSError, ValueError) as error:
-                logger.warning("%s cannot be mapped: %s", place.path, error)
-                return None
-            self._addresses[place.path] = file
-            self.files.append(file)
-        if place.offset + place.nbytes > file.length:
+        if place.path not in self._addresses:
+            self._addresses[place.path] = file = _mapped(place)
+            self.files += [file] if file is not None else []
+        file = self._addresses[place.path]
+        if file is None or place.offset + place.nbytes > file.length:
             return None
         return Range(file.address + place.offset, place.nbytes)
+
+
+def _mapped(place: FilePlace) -> MappedFile | None:
+    try:
+        descriptor = os.open(place.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            if place.identity is None or place.identity.same(FileIdentity.of(descriptor)):
+                return memory.mapped_files().open(descriptor)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be mapped: %s", place.path, error)
+    return None
 
 
 def _placed(tensor: Tensor, file: Range, packing: Packing | None = None) -> PlacedTensor:
     return PlacedTensor(tensor, tensor.name, tensor.type_name, tensor.type_code, tensor.ne, file, packing)
 
 
-def _is_what_llama_packs(placed: PlacedTensor, packing: Packing) -> bool:
-    """Pack one tensor and compare; leaves it as it was."""
-    _pack_privately(placed, packing)
-    placed.tensor.data = packing.place.address
-    same = memory.view(packing.private) == memory.view(packing.place)
-    memory.discard(packing.private)
+def _are_what_llama_packs(brought: Sequence[PlacedTensor]) -> bool:
+    """Pack the smallest of some stored tensors, and compare."""
+    placed = min(brought, key=lambda placed: placed.file.length, default=None)
+    if placed is None or placed.packing is None or placed.packing.stored is None:
+        return True
+    placed.pack()
+    same = memory.same_bytes(placed.packing.private, placed.packing.stored)
+    memory.discard(placed.packing.private)
     return same
-
-
-def _pack_privately(placed: PlacedTensor, packing: Packing) -> None:
-    """Have llama.cpp pack a tensor into its own memory after all."""
-    placed.tensor.data = packing.private.address
-    placed.tensor.copy_from(placed.file.address, placed.file.length)

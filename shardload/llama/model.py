@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from shardload.llama.placed import Layouts, PlacedTensor
 from shardload.llama.tokenizer import shared_vocabularies
 from shardload.llama.vocab import Vocab
 from shardload.memory import MappedFile, Range
+from shardload.shards.identity import FileIdentity
 from shardload_native.amx import avoid_traps
 from shardload_native.hooks import Mapping, keeping, lazy_mapping
 from shardload_native.library import Llama, load, text
@@ -38,7 +39,8 @@ class ModelParams:
     ``use_extra_bufts`` lets llama.cpp copy some quantised weights into an order its kernels like: faster,
     and private memory instead of shared pages. ``lazy=False`` is llama.cpp's own load, which reads the
     whole file. ``check_tensors`` looks for invalid values, which also reads everything. ``shelf`` knows
-    which of the copies are stored already, to be mapped instead.
+    which of the copies are stored already, to be mapped instead; without ``pack_at_once`` the others are not
+    made, and their tensors are read as the file has them until somebody packs them.
     """
 
     gpu_layers: int = 0
@@ -46,6 +48,7 @@ class ModelParams:
     lazy: bool = True
     check_tensors: bool = False
     shelf: Shelf | None = None
+    pack_at_once: bool = True
 
 
 class Model(Handle):
@@ -72,7 +75,7 @@ class Model(Handle):
         if params.use_extra_bufts:
             avoid_traps(llama)
         started = time.perf_counter()
-        loading = Loading(params.shelf)
+        loading = Loading(params.shelf, params.pack_at_once)
         try:
             with shared_vocabularies().lent(paths) as vocab:
                 pointer, mappings = _load(llama, paths, params, progress, loading, vocab)
@@ -141,14 +144,24 @@ class Model(Handle):
         self.pooling = names[int(pooling)] if pooling and pooling in "01234" else None
 
     @property
+    def unstored_tensors(self) -> list[PlacedTensor]:
+        """The tensors that have a packed order, and no file has them in that."""
+        return [p for p in self.tensors if p.packing is not None and p.packing.stored is None]
+
+    @property
     def private_tensors(self) -> list[PlacedTensor]:
         """The tensors whose packed bytes are in this process's own memory."""
-        return [placed for placed in self.tensors if placed.packing is not None and placed.packing.is_private]
+        return [p for p in self.tensors if p.packing is not None and p.packing.is_private]
 
     @property
     def private_tensor_bytes(self) -> int:
         """What they take there."""
         return sum(placed.packing.private.length for placed in self.private_tensors if placed.packing)
+
+    def is_of(self, statuses: Iterable[os.stat_result]) -> bool:
+        """Whether files, by what `os.stat` says of each, still are those that were mapped for the model."""
+        now = {FileIdentity.of(status).lasting for status in statuses}
+        return now == {identity.lasting for identity in self._loading.identities}
 
     def computing(self, tokens: int, cursor: Cursor | None = None) -> AbstractContextManager[None]:
         """Mind the pages of the weights, and the order that so many tokens want, while the body computes."""
@@ -164,8 +177,12 @@ class Model(Handle):
         """Where the weights are mapped, in both orders; empty where that is not known."""
         if not self.tensors:
             return [Range(mapping.address, mapping.length) for mapping in self.mappings]
-        stored = (p.packing.place for p in self.tensors if p.packing is not None and not p.packing.is_private)
-        return [*(placed.file for placed in self.tensors), *stored]
+        places: dict[Range, None] = {}
+        for placed in self.tensors:
+            places[placed.file] = None
+            if placed.packing is not None and placed.packing.stored is not None:
+                places[placed.packing.stored] = None
+        return list(places)
 
     def resident_bytes(self) -> int | None:
         """Bytes of the weights that are in memory now, measured; None where the system does not tell."""
@@ -253,7 +270,7 @@ def _load(
             with lazy_mapping(loading) as recording:
                 pointer = _call(llama, names, native)
                 if pointer != ffi.NULL:
-                    loading.finish()
+                    _finish(llama, pointer, loading)
             mappings = tuple(recording.mappings)
         else:
             pointer, mappings = _call(llama, names, native), ()
@@ -263,6 +280,14 @@ def _load(
         raise raised[0]
     cancelled = any("cancelled" in line for _, line in log.lines)
     raise LoadFailed(str(paths[0]), "the load was given up" if cancelled else log.reason())
+
+
+def _finish(llama: Llama, pointer: Any, loading: Loading) -> None:
+    try:
+        loading.finish()
+    except BaseException:
+        llama.lib.llama_model_free(pointer)
+        raise
 
 
 def _call(llama: Llama, names: list[Any], params: Any) -> Any:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from shardload import memory
 from shardload.errors import ShardloadError
 from shardload.gguf import GGUFFile
-from shardload.memory import Range, mapped_files
+from shardload.memory import MappedFile, Range, mapped_files
 from shardload.memory.platform import current
 
 if TYPE_CHECKING:
     from shardload.llama.layout_choice import LayoutChoice
     from shardload.llama.model import Model
-    from shardload.llama.placed import PlacedTensor
+    from shardload.llama.placed import Packing, PlacedTensor
+    from shardload.shards.entry import PackedKey
     from shardload.shards.pantry import Pantry
 
 logger = logging.getLogger("shardload.llama")
@@ -38,18 +40,29 @@ class PackingJob:
         self.model, self.on_change = model, on_change
         self.cancelled = False
         self.done = threading.Event()
+        self._lock = threading.Lock()
+        self._begun = False
+
+    def begin(self) -> bool:
+        """Take it up; False if nobody wants it any more."""
+        with self._lock:
+            self._begun = not self.cancelled
+            return self._begun
 
     def cancel(self) -> None:
         """Write no more than what is being written, and wait for that."""
-        self.cancelled = True
+        with self._lock:
+            self.cancelled = True
+            if not self._begun:
+                self.done.set()
         self.done.wait()
 
 
 class Packer:
     """Packs one model after the other on a thread of its own, in the pauses of the computation.
 
-    Then it has measured which order of bytes is the faster one, where nobody did. ``is_busy`` tells whether a
-    step is being computed; on any thread. Everything is borrowed.
+    When no model is left it measures which order of bytes is the faster one, where nobody did. ``is_busy``
+    tells whether a step is being computed; on any thread. Everything is borrowed.
     """
 
     def __init__(
@@ -57,47 +70,60 @@ class Packer:
     ) -> None:
         self.pantry, self._choice, self._is_busy = pantry, choice, is_busy
         self._jobs: SimpleQueue[PackingJob | None] = SimpleQueue()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
 
     def pack(self, model: Model, on_change: Callable[[], None]) -> PackingJob:
         """Have a model packed; ``on_change`` is called on the packer's thread when tensors have moved."""
         job = PackingJob(model, on_change)
-        self._jobs.put(job)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="shardload-packer", daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._closed.is_set():
+                job.cancel()
+                return job
+            self._jobs.put(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="shardload-packer", daemon=True)
+                self._thread.start()
         return job
 
     def close(self) -> None:
         """Give up what is not written yet; it is packed after the next open. Idempotent."""
-        self._closed.set()
-        if self._thread is not None:
+        with self._lock:
+            self._closed.set()
+            thread, self._thread = self._thread, None
             self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
+        if thread is not None:
+            thread.join()
+        with suppress(Empty):
+            while True:
+                if (left := self._jobs.get_nowait()) is not None:
+                    left.cancel()
 
     def _run(self) -> None:
         current().yield_to_others()
+        types: set[str] = set()
         while (job := self._jobs.get()) is not None:
-            try:
+            types.update(placed.type_name for placed in job.model.tensors if placed.packing is not None)
+            if job.begin():
                 self._work(job)
-            except (ShardloadError, OSError, ValueError) as error:
-                logger.warning("%s is not packed: %s", job.model.path, error)
-            except Exception:
-                logger.exception("%s is not packed", job.model.path)
-            finally:
-                job.done.set()
+            del job  # and with it the model
+            if self._choice is not None and self._jobs.empty():
+                self._choice.measure(types, is_busy=self._is_busy, stops=self._has_other_work)
 
     def _work(self, job: PackingJob) -> None:
-        types = {placed.type_name for placed in job.model.tensors if placed.packing is not None}
-        if self.pantry is not None:
-            pack(job.model, self.pantry, stops=partial(self._stops, job), moved=job.on_change)
-        if self._choice is not None:
-            self._choice.measure(types, is_busy=self._is_busy, stops=lambda: self._gave_up(job))
+        try:
+            if self.pantry is not None:
+                pack(job.model, self.pantry, stops=partial(self._stops, job), moved=job.on_change)
+        except (ShardloadError, OSError, ValueError) as error:
+            logger.warning("%s is not packed: %s", job.model.path, error)
+        except Exception:
+            logger.exception("%s is not packed", job.model.path)
+        finally:
+            job.done.set()
 
-    def _gave_up(self, job: PackingJob) -> bool:
-        return job.cancelled or self._closed.is_set()
+    def _has_other_work(self) -> bool:
+        return self._closed.is_set() or not self._jobs.empty()
 
     def _stops(self, job: PackingJob) -> bool:
         """Whether to give up; returns when the computation pauses, so that it is not slowed down."""
@@ -105,7 +131,7 @@ class Packer:
         while self._is_busy() and time.monotonic() < patient_until:
             if job.cancelled or self._closed.wait(POLL_SECONDS):
                 return True
-        return self._gave_up(job)
+        return job.cancelled or self._closed.is_set()
 
 
 def pack(
@@ -116,31 +142,39 @@ def pack(
     moved: Callable[[], None] = lambda: None,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> int:
-    """Store what of an open model is packed in private memory, and go on from the store.
+    """Store what of an open model is packed in private memory or not at all, and go on from the store.
 
-    ``progress`` is told the stage ("reading" or "packing"), bytes done and bytes in all. Returns the bytes
-    that have moved. Raises StoreFull and StoreUnavailable; what has moved until then stays so.
+    ``progress`` is told the stage ("reading" or "packing"), bytes done and bytes in all. ``stops`` is asked
+    before each piece of work. Returns the bytes that have moved, as the file has them. Raises StoreFull,
+    StoreUnavailable and OSError; what has moved until then stays so.
     """
     if stops():
         return 0
     with GGUFFile.open(model.path) as file:
+        if not model.is_of(file.statuses):
+            logger.warning("%s was replaced while it is open: it is not packed", model.path)
+            return 0
         digests = pantry.digests_of(file, lambda done, total: progress("reading", done, total), stops)
     if digests is None:
         return 0
-    tensors = model.private_tensors
+    tensors = [placed for placed in model.unstored_tensors if placed.name in digests]
     total = sum(placed.file.length for placed in tensors)
-    done = 0
+    moved_bytes = 0
     for group in _groups(tensors):
+        moves = _Moves(model, pantry, digests)
+        try:
+            moves.store_all(group, stops)
+        finally:
+            if moved_now := moves.carry_out():
+                moved_bytes += moved_now
+                moved()
+                progress("packing", moved_bytes, total)
         if stops():
             break
-        _move(model, pantry, group, digests)
-        done += sum(placed.file.length for placed in group)
-        moved()
-        progress("packing", done, total)
-    return done
+    return moved_bytes
 
 
-def _groups(tensors: list[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
+def _groups(tensors: Sequence[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
     group: list[PlacedTensor] = []
     for placed in tensors:
         group.append(placed)
@@ -151,21 +185,58 @@ def _groups(tensors: list[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
         yield group
 
 
-def _move(model: Model, pantry: Pantry, group: list[PlacedTensor], digests: Mapping[str, str]) -> None:
-    """Write some tensors to the store, map them from there, and give their private memory back."""
-    moves: list[tuple[PlacedTensor, Range]] = []
-    for placed in group:
+class _Moves:
+    """Tensors that are written to the store, and then used from there all at once."""
+
+    def __init__(self, model: Model, pantry: Pantry, digests: Mapping[str, str]) -> None:
+        self._model, self._pantry, self._digests = model, pantry, digests
+        self._moves: list[tuple[PlacedTensor, Range]] = []
+
+    def store_all(self, group: Iterable[PlacedTensor], stops: Callable[[], bool]) -> None:
+        """Write their packed bytes where they are not there yet, until ``stops`` says so."""
+        for placed in group:
+            if stops():
+                return
+            self._store(placed)
+
+    def _store(self, placed: PlacedTensor) -> None:
         packing = placed.packing
-        if packing is None or placed.name not in digests:
-            continue
-        key = pantry.key(digests[placed.name], placed.type_name, placed.ne, packing.buffer_type)
-        file = mapped_files().open(pantry.stored(key, partial(memory.view, packing.private)))
-        if file.length != packing.private.length:
+        if packing is None:
+            return
+        key = self._pantry.key(self._digests[placed.name], placed.type_name, placed.ne, packing.buffer_type)
+        if packing.place is None:
+            placed.pack()
+        try:
+            file = self._mapped(key, packing)
+        finally:
+            if packing.place is None:
+                memory.discard(packing.private)
+        if file is not None:
+            self._model.keep_mapped(file)
+            self._moves.append((placed, Range(file.address, file.length)))
+
+    def carry_out(self) -> int:
+        """Read what was written from the store, and give private memory back; bytes as files have them."""
+        if not self._moves:
+            return 0
+        unpacked = [placed for placed, _ in self._moves if placed.packing and placed.packing.place is None]
+        self._model.layouts.move(self._moves).wait()
+        for placed, _ in self._moves:
+            if placed.packing is not None:
+                memory.discard(placed.packing.private)
+        for placed in unpacked:
+            # What was read to be packed is in nobody's way where memory is short.
+            memory.page_out(placed.file.address, placed.file.length)
+        return sum(placed.file.length for placed, _ in self._moves)
+
+    def _mapped(self, key: PackedKey, packing: Packing) -> MappedFile | None:
+        """A file of the store that has exactly the bytes that are in private memory."""
+        for _ in range(2):
+            entry = self._pantry.stored(key, memory.view(packing.private))
+            file = mapped_files().open(entry.path)
+            if memory.same_bytes(Range(file.address, file.length), packing.private):
+                return file
             file.release()
-            continue
-        model.keep_mapped(file)
-        moves.append((placed, Range(file.address, file.length)))
-    model.layouts.move(moves).wait()
-    for placed, _ in moves:
-        if placed.packing is not None:
-            memory.discard(placed.packing.private)
+            logger.warning("%s is not what this llama.cpp packs: it is packed anew", entry.path)
+            self._pantry.distrust([entry])
+        return None

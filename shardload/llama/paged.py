@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from shardload import memory
+from shardload.errors import HandleClosed
+from shardload.llama.placed import PlacedTensor
 from shardload.llama.streamed import StreamedWeights
-from shardload.memory.division import divide, subtract, total_bytes
+from shardload.memory import Range
+from shardload.memory.division import divide, total_bytes
 from shardload.memory.eviction import evict
 from shardload.memory.prefetch import Job, Prefetcher
+from shardload.memory.streaming import WINDOW_BYTES
 from shardload.shards.layouts import Layout
-from shardload.shards.places import ShardPlaces, TensorPlace, place_shards
+from shardload.shards.places import ShardPlaces, TensorPlace, merged, place_shards, without
 from shardload.shards.shard import EMBEDDINGS, Shard
 
 if TYPE_CHECKING:
     from shardload.llama.cursor import Cursor
     from shardload.llama.model import Model
-    from shardload.memory import Range
 
 logger = logging.getLogger("shardload.llama")
 
@@ -48,25 +51,42 @@ class Traffic:
     page_outs: int = 0
     waited_seconds: float = 0.0
 
+    def plus(self, page_ins: int = 0, page_outs: int = 0, waited_seconds: float = 0.0) -> Traffic:
+        """These and more."""
+        return Traffic(
+            self.page_ins + page_ins, self.page_outs + page_outs, self.waited_seconds + waited_seconds
+        )
+
 
 class PagedWeights:
-    """One model's pages. `step` is called by whoever computes, everything else on the opener's thread.
+    """One model's pages. `step` is called by whoever computes; every method on any thread.
 
-    The model and the prefetcher are borrowed; `close` comes before the model's.
+    The model and the prefetcher are borrowed; `close` comes before theirs.
     """
 
-    def __init__(self, model: Model, shards: Sequence[Shard], prefetcher: Prefetcher) -> None:
+    def __init__(
+        self,
+        model: Model,
+        shards: Sequence[Shard],
+        prefetcher: Prefetcher,
+        *,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        """``window_bytes`` is how far streaming reads ahead."""
         self.model, self._shards, self._prefetcher = model, tuple(shards), prefetcher
-        self._lock = threading.Lock()
+        self._window_bytes = window_bytes
+        # Whoever changes how pages are minded holds the first; the second is for a look or a note.
+        self._changing, self._lock = threading.RLock(), threading.Lock()
         self.second_allowed = True
         self.choose: Callable[[int], Layout] = _packed_always
         """Which order of bytes a step over so many tokens reads, where both are allowed."""
         self._streamer: StreamedWeights | None = None
         self.limit_bytes: int | None = None
         self._traffic = Traffic()
-        self._job: Job | None = None
+        self._jobs: list[Job] = []
         self._last_step = 0.0
         self._cold = True
+        self._closed = False
         self._usual = _UsualPace()
         self.places: tuple[ShardPlaces, ...] = ()
         self.working: dict[Range, int] = {}
@@ -78,18 +98,13 @@ class PagedWeights:
 
     def refresh(self) -> None:
         """Look again where tensors are: packing has moved some from memory of their own into files."""
-        tensors: dict[str, TensorPlace] = {}
-        working: dict[Range, int] = {}
-        for placed in self.model.tensors:
-            packing = placed.packing
-            private = packing is not None and packing.is_private
-            packed = packing.place if packing is not None and not private else None
-            tensors[placed.name] = TensorPlace(placed.file, packed, private)
-            if not private:
-                place = packed or placed.file
-                working[place] = place.length
-        self.places = place_shards(self._shards, tensors)
-        self.working = working
+        with self._changing:
+            tensors = _places_of(self.model.tensors)
+            self.places = place_shards(self._shards, tensors)
+            working = (place.packed or place.file for place in tensors.values() if not place.private)
+            self.working = {place: place.length for place in working}
+            if self._streamer is not None:
+                self._stream()
 
     @property
     def private_bytes(self) -> int:
@@ -109,30 +124,23 @@ class PagedWeights:
     @property
     def traffic(self) -> Traffic:
         """What came and went so far."""
-        found, streamer, job = self._traffic, self._streamer, self._job
-        read = job.read_bytes if job is not None else 0
-        if streamer is not None:
-            stats = streamer.stats
-            return Traffic(
-                found.page_ins + read + stats.read_bytes,
-                found.page_outs + stats.dropped_bytes,
-                found.waited_seconds + stats.waited_seconds,
-            )
-        return Traffic(found.page_ins + read, found.page_outs, found.waited_seconds)
+        with self._lock:
+            found = self._traffic.plus(sum(job.read_bytes for job in self._jobs))
+            return found if self._streamer is None else _with_stats(found, self._streamer)
 
     def measure(self, seen: list[Range]) -> tuple[ShardMemory, ...] | None:
         """What of each shard is in memory, without ranges in ``seen``, to which all are added.
 
         None where the system does not tell.
         """
-        found = []
-        for shard in self.places:
-            resident = _resident(subtract(shard.working, seen))
-            second = _resident(subtract(shard.second, seen))
+        shards, known, found = self.places, merged(seen, gap_bytes=0), []
+        for shard in shards:
+            resident = _resident(without(shard.working, known))
+            second = _resident(without(shard.second, known))
             if resident is None or second is None:
                 return None
             found.append(ShardMemory(shard.name, shard.nbytes, resident, second))
-        for shard in self.places:
+        for shard in shards:
             seen += [*shard.working, *shard.second]
         return tuple(found)
 
@@ -143,46 +151,25 @@ class PagedWeights:
 
         What ``sparing`` read stays. Returns the bytes that left.
         """
-        spared = [place for other in sparing for place in other.working]
-        self._cancel()
-        second = [place for shard in self.places for place in shard.second]
-        mine = [place for shard in self.places for place in shard.working]
-        freed = _evict(subtract(second, [*spared, *mine]))
+        spared = merged((place for other in sparing for place in other.working), gap_bytes=0)
+        self._stop_reading()
+        freed = self._send_away_second(spared)
         divisions = divide([shard.working for shard in self._in_order()], keep_bytes)
         streamed = [place for division in divisions for place in division.streamed]
-        freed += _evict(subtract(streamed, spared))
+        freed += _evict(without(streamed, spared))
         with self._lock:
             self._cold = True
-        self._add(page_outs=freed)
-        return freed
-
-    def drop_second(self, sparing: Iterable[PagedWeights] = ()) -> int:
-        """Send the pages of the second order away; the bytes that left."""
-        spared = [*(place for other in sparing for place in other.working), *self.working]
-        freed = _evict(subtract([place for shard in self.places for place in shard.second], spared))
-        self._add(page_outs=freed)
+            self._traffic = self._traffic.plus(page_outs=freed)
         return freed
 
     def set_limit(self, limit_bytes: int | None) -> None:
         """Have at most so much in memory, and read the rest anew for every step; None for no limit."""
-        self.limit_bytes = limit_bytes
-        with self._lock:
-            streamer = self._streamer
-            if limit_bytes is None:
-                self._streamer = None
-        if limit_bytes is None:
-            if streamer is not None:
-                streamer.close()
-                stats = streamer.stats
-                self._add(stats.read_bytes, stats.dropped_bytes, stats.waited_seconds)
-        elif streamer is not None:
-            streamer.resize(limit_bytes)
-        else:
-            self.drop_second()
-            _evict(place for shard in self.places if shard.name == EMBEDDINGS for place in shard.working)
-            made = StreamedWeights(self.places, limit_bytes, tied=self._is_tied)
-            with self._lock:
-                self._streamer = made
+        with self._changing:
+            self.limit_bytes = limit_bytes
+            if self._streamer is not None and limit_bytes is not None:
+                self._streamer.resize(self._mapped_limit_bytes)
+            elif self._streamer is not None or limit_bytes is not None:
+                self._stream()
 
     @property
     def streams(self) -> bool:
@@ -191,9 +178,12 @@ class PagedWeights:
 
     def close(self) -> None:
         """Stop reading ahead; idempotent."""
-        self._cancel()
-        self.set_limit(None)
-        self.model.paged = None
+        with self._changing:
+            with self._lock:
+                self._closed = True
+            self.set_limit(None)
+            self._stop_reading()
+            self.model.paged = None
 
     # -- what comes back
 
@@ -206,16 +196,17 @@ class PagedWeights:
 
         Returns at once; what is there is not read.
         """
-        if self._streamer is not None:
-            return
         shards = self._in_order()
-        ranges = [place for shard in shards for place in (shard.working if layout == "packed" else ())]
-        if layout == "file":
-            for shard in shards:
-                ranges += shard.second or shard.working
-            ranges += [place for shard in shards if shard.second for place in shard.working]
-        self._cancel()
-        self._job = self._prefetcher.bring(ranges, name=str(self.model.path))
+        ranges = [place for shard in shards for place in shard.in_file] if layout == "file" else []
+        ranges += [place for shard in shards for place in shard.working]
+        if not ranges:
+            return
+        with self._lock:
+            if self._closed or self._streamer is not None:
+                return
+            self._end_jobs()
+            with suppress(HandleClosed):  # the process is ending
+                self._jobs.append(self._prefetcher.bring(ranges, name=str(self.model.path)))
 
     @contextmanager
     def step(self, tokens: int, cursor: Cursor | None) -> Iterator[None]:
@@ -228,16 +219,20 @@ class PagedWeights:
                 streamer = self._streamer
             if looks:
                 self.bring_back(layout)
-            job = self._job
-            reading = streamer is None and job is not None and not job.done.is_set()
+            reading = any(not job.done.is_set() for job in list(self._jobs))
             with streamer.step(tokens, cursor) if streamer is not None else nullcontext():
                 yield
             self._last_step = perf_counter()
-            seconds = self._last_step - began
-            if streamer is None and not reading:
+            if streamer is None:
+                self._note_pace(tokens, self._last_step - began, reading)
+
+    def _note_pace(self, tokens: int, seconds: float, reading: bool) -> None:
+        with self._lock:
+            if reading:
+                waited = max(0.0, seconds - self._usual.seconds(tokens, seconds))
+                self._traffic = self._traffic.plus(waited_seconds=waited)
+            else:
                 self._usual.note(tokens, seconds)
-            elif streamer is None:
-                self._add(waited_seconds=max(0.0, seconds - self._usual.seconds(tokens, seconds)))
 
     def _in_order(self) -> list[ShardPlaces]:
         """The shards in the order of a step; embeddings last: rows are looked up there, or they end it."""
@@ -248,19 +243,65 @@ class PagedWeights:
         """Whether the embeddings are the output's weights too."""
         return not any(placed.name == "output.weight" for placed in self.model.tensors)
 
-    def _cancel(self) -> None:
-        job, self._job = self._job, None
-        if job is not None:
-            job.cancel()
-            job.done.wait()
-            self._add(page_ins=job.read_bytes)
-
-    def _add(self, page_ins: int = 0, page_outs: int = 0, waited_seconds: float = 0.0) -> None:
-        with self._lock:
-            old = self._traffic
-            self._traffic = Traffic(
-                old.page_ins + page_ins, old.page_outs + page_outs, old.waited_seconds + waited_seconds
+    def _stream(self) -> None:
+        """Begin to stream, stream from other places, or end it, as the limit and the places want it."""
+        old, made = self._streamer, None
+        if self.limit_bytes is not None:
+            made = StreamedWeights(
+                self.places, self._mapped_limit_bytes, tied=self._is_tied, window_bytes=self._window_bytes
             )
+        if old is not None:
+            old.close()
+        with self._lock:
+            self._streamer = made
+            self._traffic = self._traffic if old is None else _with_stats(self._traffic, old)
+        if made is not None:
+            self._stop_reading()
+            freed = self._send_away_second()
+            looked_up = (shard.working for shard in self.places if shard.name == EMBEDDINGS)
+            freed += 0 if self._is_tied else _evict(place for places in looked_up for place in places)
+            with self._lock:
+                self._traffic = self._traffic.plus(page_outs=freed)
+
+    @property
+    def _mapped_limit_bytes(self) -> int:
+        return max(0, (self.limit_bytes or 0) - self.private_bytes)
+
+    def _send_away_second(self, spared: Sequence[Range] = ()) -> int:
+        kept = merged([*spared, *self.working], gap_bytes=0)
+        return _evict(without((place for shard in self.places for place in shard.second), kept))
+
+    def _stop_reading(self) -> None:
+        """Read nothing ahead any more, and wait for what is under way."""
+        with self._lock:
+            self._end_jobs()
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.done.wait()
+
+    def _end_jobs(self) -> None:
+        for job in self._jobs:
+            job.cancel()
+        ended = [job for job in self._jobs if job.done.is_set()]
+        self._traffic = self._traffic.plus(sum(job.read_bytes for job in ended))
+        self._jobs = [job for job in self._jobs if job not in ended]
+
+
+def _places_of(tensors: Iterable[PlacedTensor]) -> dict[str, TensorPlace]:
+    """Where tensors are, by name; one that is there in both orders, as tied embeddings, counts packed."""
+    found: dict[str, TensorPlace] = {}
+    for placed in tensors:
+        packing = placed.packing
+        if packing is not None and packing.place is not None:
+            found[placed.name] = TensorPlace(placed.file, packing.stored, packing.is_private)
+        else:
+            found.setdefault(placed.name, TensorPlace(placed.file))
+    return found
+
+
+def _with_stats(traffic: Traffic, streamer: StreamedWeights) -> Traffic:
+    stats = streamer.stats
+    return traffic.plus(stats.read_bytes, stats.dropped_bytes, stats.waited_seconds)
 
 
 class _UsualPace:

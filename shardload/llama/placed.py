@@ -20,15 +20,20 @@ class Packing:
     """Its name."""
     private: Range
     """Where llama.cpp keeps, or would keep, the packed bytes in memory of its own."""
-    place: Range
-    """Where they are: there, or in a mapped file."""
+    place: Range | None
+    """Where they are: there, or in a mapped file; None where nobody has packed them yet."""
     buffer: int
     extra: int
 
     @property
     def is_private(self) -> bool:
-        """Whether no file has them."""
+        """Whether they are in memory of the process, and in no file."""
         return self.place == self.private
+
+    @property
+    def stored(self) -> Range | None:
+        """Where a file has them."""
+        return None if self.is_private else self.place
 
 
 @dataclass(slots=True, eq=False)
@@ -47,14 +52,21 @@ class PlacedTensor:
     """The buffer that tells kernels of the file's order; 0 where none is known."""
 
     def show(self, layout: Layout) -> None:
-        """Let llama.cpp read it in an order; the caller sees to it that nothing computes on it."""
+        """Let llama.cpp read it in an order if it has that; nothing may compute on it meanwhile."""
         packing = self.packing
         if packing is None:
             return
-        if layout == "packed":
+        if layout == "packed" and packing.place is not None:
             self.tensor.point(packing.place.address, packing.buffer, packing.extra)
         elif self.plain_buffer:
             self.tensor.point(self.file.address, self.plain_buffer, 0)
+
+    def pack(self) -> None:
+        """Have llama.cpp write the packed bytes to its private memory; what is computed goes on as it is."""
+        packing = self.packing
+        if packing is not None:
+            own = self.tensor.elsewhere(packing.private.address, packing.buffer, packing.extra)
+            own.copy_from(self.file.address, self.file.length)
 
 
 class Layouts:

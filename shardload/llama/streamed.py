@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from shardload.memory.streaming import Streamer, hold_bytes_within
+from shardload.errors import HandleClosed
+from shardload.memory.streaming import WINDOW_BYTES, Streamer, hold_bytes_within
 from shardload.shards.places import ShardPlaces
 from shardload.shards.shard import EMBEDDINGS
 
@@ -22,16 +23,25 @@ OTHER_SHARE = 0.15
 class StreamedWeights:
     """A streamer over the shards of one model, in the order of a step. `step` is for whoever computes."""
 
-    def __init__(self, shards: Sequence[ShardPlaces], limit_bytes: int, *, tied: bool) -> None:
+    def __init__(
+        self,
+        shards: Sequence[ShardPlaces],
+        limit_bytes: int,
+        *,
+        tied: bool,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
         """``tied`` tells that the output is the embeddings; otherwise a step reads a few rows of those."""
         layers = layers_of(shards, tied=tied)
-        self._ranges = [[place for shard in layer for place in shard.working] for layer in layers]
+        self._window_bytes = window_bytes
+        self._ranges = ranges = [[place for shard in layer for place in shard.working] for layer in layers]
         rare = [
             [place for shard in layer if EXPERT in shard.name for place in shard.working] for layer in layers
         ]
         self._streamer = Streamer(
-            self._ranges,
-            hold_bytes_within(self._ranges, limit_bytes),
+            ranges,
+            hold_bytes_within(ranges, limit_bytes, window_bytes),
+            window_bytes=window_bytes,
             shares=[1.0 if layer[0].name.startswith("block") else OTHER_SHARE for layer in layers],
             rare=rare,
         )
@@ -43,7 +53,7 @@ class StreamedWeights:
 
     def resize(self, limit_bytes: int) -> None:
         """Have more or less in memory."""
-        self._streamer.resize(hold_bytes_within(self._ranges, limit_bytes))
+        self._streamer.resize(hold_bytes_within(self._ranges, limit_bytes, self._window_bytes))
 
     def close(self) -> None:
         """Read and drop no more."""
@@ -54,9 +64,11 @@ class StreamedWeights:
         """Read ahead of what the body computes, which ``cursor`` follows."""
         if cursor is not None:
             cursor.begin("prompt" if tokens > 1 else "answer")
-            self._streamer.begin(lambda: cursor.progress)
-        else:
-            self._streamer.begin(lambda: None)
+        try:
+            self._streamer.begin(lambda: cursor.progress if cursor is not None else None)
+        except HandleClosed:  # just now: another one has its place, or none
+            yield
+            return
         try:
             yield
             if cursor is not None:

@@ -1,6 +1,6 @@
 """Pages: what is in memory, bringing it in, sending it away, and how much room there is."""
 
-from shardload.memory.advise import discard, drop_file_cache, page_out, populate_read, view
+from shardload.memory.advise import discard, drop_file_cache, page_out, populate_read, same_bytes, view
 from shardload.memory.eviction import evict
 from shardload.memory.heap import trim_heap
 from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
@@ -37,6 +37,7 @@ __all__ = [
     "process_memory",
     "resident_bytes",
     "resident_pages",
+    "same_bytes",
     "trim_heap",
     "view",
 ]

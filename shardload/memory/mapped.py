@@ -25,9 +25,9 @@ class MappedFile:
     `release` ends one user's use, the last one's the mapping. Every method may be called on any thread.
     """
 
-    def __init__(self, files: MappedFiles, number: FileNumber, path: Path, address: int, length: int) -> None:
+    def __init__(self, files: MappedFiles, number: FileNumber, address: int, length: int) -> None:
         self._files, self._number = files, number
-        self.path, self.address, self.length = path, address, length
+        self.address, self.length = address, length
         self.users = 0
 
     def release(self) -> None:
@@ -48,17 +48,17 @@ class MappedFiles:
         Nothing is read. Raises OSError; ValueError for an empty file.
         """
         if isinstance(file, int):
-            return self._open(file, Path(os.readlink(f"/proc/self/fd/{file}")))
+            return self._open(file)
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
-            return self._open(descriptor, file)
+            return self._open(descriptor)
         finally:
             os.close(descriptor)
 
-    def _open(self, descriptor: int, path: Path) -> MappedFile:
+    def _open(self, descriptor: int) -> MappedFile:
         status = os.fstat(descriptor)
         if not status.st_size:
-            raise ValueError(f"{path} is empty")
+            raise ValueError("an empty file cannot be mapped")
         number = status.st_dev, status.st_ino, status.st_size
         with self._lock:
             found = self._files.get(number)
@@ -67,7 +67,7 @@ class MappedFiles:
                 # Weights are read through from end to end: large pages spare a table walk every 4 KiB.
                 with contextlib.suppress(OSError):
                     current().prefer_large_pages(address, status.st_size)
-                found = self._files[number] = MappedFile(self, number, path, address, status.st_size)
+                found = self._files[number] = MappedFile(self, number, address, status.st_size)
             found.users += 1
             return found
 

@@ -17,6 +17,9 @@ __all__ = ["Pantry", "Shelf", "packing_build"]
 
 logger = logging.getLogger("shardload.shards")
 
+LEAST_LENT_BYTES = 64 * 2**10
+"""Sharing less spares no memory that counts, and would tie a model to another one's file."""
+
 
 class Pantry:
     """A store for one build of llama.cpp on one CPU; any thread. Owns the hold on what is mapped."""
@@ -60,14 +63,18 @@ class Pantry:
         known = self.contents.known(file)
         return known if known is not None else self.contents.remember(file, progress, stops)
 
-    def stored(self, key: PackedKey, read: Callable[[], memoryview]) -> Path:
-        """The file of a packed tensor, which is written if it is not there.
+    def stored(self, key: PackedKey, data: memoryview) -> Entry:
+        """The entry of a packed tensor, which is written if it is not there; it is in use from now on.
 
         Raises StoreFull and StoreUnavailable.
         """
-        entry = self.store.find([key]).get(key) or self.store.write(key, read())
+        entry = self.store.write(key, data)
         self.use([entry])
-        return entry.path
+        return entry
+
+    def distrust(self, entries: Sequence[Entry]) -> None:
+        """Remove entries whose bytes are not what llama.cpp packs."""
+        self.store.remove(entries)
 
     def use(self, entries: Sequence[Entry]) -> None:
         """Note that entries are mapped from now on."""
@@ -82,6 +89,10 @@ class Shelf:
         self._pantry, self._digests, self._identities = pantry, digests, identities
         self._lenders = pantry.contents.first_lenders(frozenset(digests.values()))
         self._found: list[Entry] = []
+
+    def describes(self, identity: FileIdentity) -> bool:
+        """Whether a file is one of those that were looked up."""
+        return any(identity.same(own) for own in self._identities)
 
     def packed(self, tensor: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> FilePlace | None:
         """Where its packed bytes are stored; None where they are not."""
@@ -98,9 +109,9 @@ class Shelf:
     def lent(self, tensor: str) -> FilePlace | None:
         """Where the file that is the longest known has the same bytes; None where that is this one."""
         lender = self._lenders.get(self._digests.get(tensor, ""))
-        if lender is None or any(lender.identity.same(own) for own in self._identities):
+        if lender is None or lender.nbytes < LEAST_LENT_BYTES or self.describes(lender.identity):
             return None
-        return FilePlace(lender.path, lender.offset, lender.nbytes)
+        return FilePlace(lender.path, lender.offset, lender.nbytes, lender.identity)
 
     def loaded(self) -> None:
         """The load is over: what was found is in use."""
@@ -108,5 +119,5 @@ class Shelf:
 
     def distrust(self) -> None:
         """Remove what was found: it is not what llama.cpp packs."""
-        self._pantry.store.remove(self._found)
+        self._pantry.distrust(self._found)
         self._found.clear()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardload.memory import Range
+from shardload.memory.division import subtract
+from shardload.shards.identity import FileIdentity
 from shardload.shards.shard import Piece, Shard
 
 PADDING_BYTES = 64
@@ -20,6 +23,8 @@ class FilePlace:
     path: Path
     offset: int
     nbytes: int
+    identity: FileIdentity | None = None
+    """What the file must be, where its bytes are not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class ShardPlaces:
     name: str
     working: tuple[Range, ...]
     second: tuple[Range, ...]
+    in_file: tuple[Range, ...]
+    """What a step reads that reads the order of the files, of ``working`` and ``second``."""
     packed_bytes: int = 0
     """The part of ``working`` that lies in the store."""
 
@@ -58,21 +65,21 @@ def place_shards(shards: Iterable[Shard], tensors: Mapping[str, TensorPlace]) ->
 def _place(shard: Shard, tensors: Mapping[str, TensorPlace]) -> ShardPlaces:
     working: list[Range] = []
     second: list[Range] = []
+    in_file: list[Range] = []
     packed_bytes = 0
     for piece in shard.pieces:
         place = tensors.get(piece.tensor)
         if place is None:
             continue
-        in_file = part_of(place.file, piece, place.file.length)
+        in_file.append(part_of(place.file, piece, place.file.length))
         if place.packed is not None:
             working.append(part_of(place.packed, piece, place.file.length))
             packed_bytes += working[-1].length
-            second.append(in_file)
-        elif place.private:
-            second.append(in_file)
+        if place.packed is not None or place.private:
+            second.append(in_file[-1])
         else:
-            working.append(in_file)
-    return ShardPlaces(shard.name, merged(working), merged(second), packed_bytes)
+            working.append(in_file[-1])
+    return ShardPlaces(shard.name, merged(working), merged(second), merged(in_file), packed_bytes)
 
 
 def part_of(place: Range, piece: Piece, tensor_bytes: int) -> Range:
@@ -83,12 +90,20 @@ def part_of(place: Range, piece: Piece, tensor_bytes: int) -> Range:
     return Range(place.address + start, (piece.offset + piece.nbytes) * place.length // tensor_bytes - start)
 
 
-def merged(places: Sequence[Range]) -> tuple[Range, ...]:
+def merged(places: Iterable[Range], gap_bytes: int = PADDING_BYTES) -> tuple[Range, ...]:
     """The same bytes in as few ranges as possible, by address; padding between them is taken in."""
     found: list[Range] = []
     for place in sorted(places, key=lambda place: place.address):
-        if found and place.address <= found[-1].end + PADDING_BYTES:
+        if found and place.address <= found[-1].end + gap_bytes:
             last = found.pop()
             place = Range(last.address, max(last.end, place.end) - last.address)
         found.append(place)
     return tuple(found)
+
+
+def without(places: Iterable[Range], others: Sequence[Range]) -> Iterator[Range]:
+    """What is left of some ranges without others, which are in order of addresses and apart."""
+    for place in places:
+        first = max(bisect_right(others, place.address, key=lambda other: other.address) - 1, 0)
+        last = bisect_left(others, place.end, key=lambda other: other.address)
+        yield from subtract([place], others[first:last])

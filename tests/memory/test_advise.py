@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardload.memory import PAGE_BYTES, advise, drop_file_cache, file_resident_bytes, page_out, populate_read
+from shardload.memory import (
+    PAGE_BYTES,
+    Range,
+    advise,
+    discard,
+    drop_file_cache,
+    file_resident_bytes,
+    page_out,
+    populate_read,
+    same_bytes,
+    view,
+)
 
 
 def test_dropping_a_file_that_nobody_maps(disk_path: Path) -> None:
@@ -38,6 +51,9 @@ class Recorder:
         self.calls.append((address // PAGE_BYTES, length // PAGE_BYTES))
         return False
 
+    def discard(self, address: int, length: int) -> None:
+        self.calls.append((address // PAGE_BYTES, length // PAGE_BYTES))
+
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
@@ -59,3 +75,48 @@ def test_pages_out_whole_pages(recorder: Any) -> None:
     assert recorder.calls == [(0, 2)]
     assert page_out(PAGE_BYTES, 0)
     assert len(recorder.calls) == 1
+
+
+def test_discards_the_pages_that_are_the_ranges_alone(recorder: Any) -> None:
+    discard(Range(PAGE_BYTES + 1, 3 * PAGE_BYTES))
+    discard(Range(PAGE_BYTES, 2 * PAGE_BYTES))
+    discard(Range(PAGE_BYTES + 1, PAGE_BYTES))
+    discard(Range(0, 0))
+    assert recorder.calls == [(2, 2), (1, 2)]
+
+
+def test_discarded_memory_is_empty() -> None:
+    with mmap.mmap(-1, 4 * PAGE_BYTES) as private:
+        private[:] = b"x" * len(private)
+        shown = ctypes.c_char.from_buffer(private)
+        discard(Range(ctypes.addressof(shown) + 1, 3 * PAGE_BYTES))
+        del shown  # the mapping cannot be closed under it
+        middle = private[PAGE_BYTES : 3 * PAGE_BYTES]
+        assert middle in (bytes(2 * PAGE_BYTES), b"x" * 2 * PAGE_BYTES)
+        assert private[:PAGE_BYTES] + private[3 * PAGE_BYTES :] == b"x" * 2 * PAGE_BYTES
+
+
+def memory_with(content: bytes) -> Any:
+    return ctypes.create_string_buffer(content, len(content))
+
+
+def range_of(buffer: Any) -> Range:
+    return Range(ctypes.addressof(buffer), len(buffer))
+
+
+def test_a_view_shows_bytes_and_changes_nothing() -> None:
+    buffer = memory_with(b"weights")
+    shown = view(Range(range_of(buffer).address + 1, 3))
+    assert bytes(shown) == b"eig"
+    assert shown.readonly
+
+
+@pytest.mark.parametrize("at", [None, 0, 7, 8, 29])
+def test_the_same_bytes(at: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advise, "POPULATE_CHUNK_BYTES", 8)
+    data = os.urandom(30)
+    one, two = memory_with(data), memory_with(data)
+    if at is not None:
+        two[at] = bytes([data[at] ^ 1])
+    assert same_bytes(range_of(one), range_of(two)) == (at is None)
+    assert not same_bytes(range_of(one), Range(range_of(one).address, 29))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+import logging
 import mmap
 import os
 import sys
@@ -10,12 +12,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packable import small_model
 from tiny_gguf import write_llama
 
+from shardload.memory import MappedFile, mapped_files
 from shardload_native import hooks
 from shardload_native.got import SlotsNotFound
-from shardload_native.hooks import HookVerdict, LoadHooks, Mapping, hook_verdict, lazy_mapping, subtract
+from shardload_native.hooks import (
+    HookVerdict,
+    LoadHooks,
+    Mapping,
+    hook_verdict,
+    keeping,
+    lazy_mapping,
+    subtract,
+)
 from shardload_native.library import Llama, load
+from shardload_native.tensors import Tensor
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the hooks are for Linux")
 
@@ -177,6 +190,126 @@ def test_loads_of_several_threads_take_turns(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(recorded, paths * 3)) == [[str(path)] for path in paths * 3]
     assert slot_values(usable) == before
+
+
+class OwnFiles:
+    """A host that maps files itself, and packs nothing."""
+
+    def __init__(self) -> None:
+        self.files: list[MappedFile] = []
+        self.names: list[str] = []
+        self.copied: dict[str, int] = {}
+        self.threads: set[int] = set()
+
+    def map_file(self, descriptor: int, length: int) -> int | None:
+        file = mapped_files().open(descriptor)
+        self.files.append(file)
+        assert file.length == length
+        return file.address
+
+    def mapped(self, tensor: Tensor) -> None:
+        self.names.append(tensor.name)
+        self.threads.add(threading.get_ident())
+
+    def copying(self, tensor: Tensor, source: int) -> bool:
+        self.copied[tensor.name] = source
+        return False
+
+
+class Failing(OwnFiles):
+    """A host that cannot do anything."""
+
+    def map_file(self, descriptor: int, length: int) -> int | None:
+        raise OSError("no more mappings")
+
+    def mapped(self, tensor: Tensor) -> None:
+        raise KeyError(tensor.name)
+
+    def copying(self, tensor: Tensor, source: int) -> bool:
+        raise MemoryError
+
+
+def load_packing(path: Path, host: OwnFiles | None) -> tuple[object, list[Mapping]]:
+    llama = load()
+    native = llama.lib.llama_model_default_params()
+    native.use_extra_bufts = True
+    with lazy_mapping(host) as recording:
+        model = llama.lib.llama_model_load_from_file(os.fsencode(path), native)
+    assert model != llama.ffi.NULL
+    return model, recording.mappings
+
+
+@linux_only
+def test_a_host_keeps_its_mappings_and_hears_of_each_tensor(tmp_path: Path) -> None:
+    path = small_model(tmp_path / "m.gguf", "Q4_0")
+    host = OwnFiles()
+    model, mappings = load_packing(path, host)
+    assert [mapping.kept for mapping in mappings] == [True]
+    assert "blk.0.attn_norm.weight" in host.names
+    assert host.threads == {threading.get_ident()}
+    (file,) = host.files
+    assert mappings[0].address == file.address
+    data = path.read_bytes()
+    for source in host.copied.values():
+        at = source - file.address
+        assert ctypes.string_at(source, 64) == data[at : at + 64]
+    assert {"blk.0.attn_q.weight", "output.weight"} <= host.copied.keys()
+    with keeping(mappings):
+        load().lib.llama_model_free(model)
+    assert ctypes.string_at(file.address, len(data)) == data
+    file.release()
+
+
+@linux_only
+def test_a_load_that_fails_leaves_the_host_its_mapping(tmp_path: Path) -> None:
+    path = small_model(tmp_path / "m.gguf", "Q4_0")
+    host = OwnFiles()
+    llama = load()
+    native = llama.lib.llama_model_default_params()
+    callback = llama.ffi.callback("bool(float, void *)", lambda done, _: done < 0.5)
+    native.progress_callback = callback
+    with llama.log.collect(), lazy_mapping(host):
+        assert llama.lib.llama_model_load_from_file(os.fsencode(path), native) == llama.ffi.NULL
+    (file,) = host.files
+    assert ctypes.string_at(file.address, file.length) == path.read_bytes()
+    file.release()
+
+
+@linux_only
+def test_a_host_that_fails_has_an_ordinary_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = small_model(tmp_path / "m.gguf", "Q4_0")
+    with caplog.at_level(logging.CRITICAL, "shardload.llama"):
+        model, mappings = load_packing(path, Failing())
+    assert mappings
+    assert not any(mapping.kept for mapping in mappings)
+    load().lib.llama_model_free(model)
+
+
+@linux_only
+def test_hosts_hear_nothing_of_other_threads(tmp_path: Path) -> None:
+    path = small_model(tmp_path / "m.gguf", "Q4_0")
+    host = OwnFiles()
+    with lazy_mapping(host):
+        other = threading.Thread(target=load_model, args=(path,))
+        other.start()
+        other.join()
+    assert (host.files, host.names, host.copied) == ([], [], {})
+
+
+@linux_only
+def test_without_access_to_tensors_there_is_no_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_model(small_model(tmp_path / "m.gguf", "Q4_0"))
+    monkeypatch.setattr(hooks, "tensor_access", lambda: None)
+    blind = hooks.find_hooks(load())
+    assert not blind.sees_tensors
+    assert set(blind._slots) == set(hooks.SYMBOLS)
+    monkeypatch.setattr(hooks, "hook_verdict", lambda: HookVerdict(True, "usable", blind))
+    host = OwnFiles()
+    model, mappings = load_packing(tmp_path / "m.gguf", host)
+    assert mappings
+    assert not any(mapping.kept for mapping in mappings)
+    assert not host.files
+    load().lib.llama_model_free(model)
 
 
 @given(

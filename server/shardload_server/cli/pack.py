@@ -120,9 +120,9 @@ def pack_model(paths: Sequence[Path], store: Store, report: Report, stops: Stops
             if not model.tensors:
                 raise UnsupportedLlama(CANNOT_PACK)
             before = sum(
-                packing.place.length
+                stored.length
                 for placed in model.tensors
-                if (packing := placed.packing) is not None and not packing.is_private
+                if placed.packing is not None and (stored := placed.packing.stored) is not None
             )
             private = model.private_tensor_bytes
             pack(model, pantry, stops=stops, progress=lambda stage, done, total: report(done, total, stage))
