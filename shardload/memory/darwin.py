@@ -42,6 +42,10 @@ def populate_read(address: int, length: int) -> None:
     libc.madvise(address, length, MADV_WILLNEED)
 
 
+def read_ahead(address: int, length: int, wanted: bool) -> None:
+    """Nothing is known to be gained here."""
+
+
 def discard(address: int, length: int) -> None:
     """Give whole pages of anonymous memory back; not done here."""
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from shardload.memory.advise import page_out, populate_read
 from shardload.memory.pages import PAGE_BYTES, PIECE_BYTES, PageSpan, Range, page_span
+from shardload.memory.platform import current
 from shardload.memory.residency import resident_pages
 
 
@@ -26,6 +27,16 @@ def evict(place: Range) -> int | None:
     if not page_out(span.address, span.length) or before is None:
         return None if before is None else int(before.sum()) * PAGE_BYTES
     left = _resident(span.address, span.length)
+    # What is touched to be sent away must not bring its neighbours.
+    current().read_ahead(span.address, span.length, False)
+    try:
+        return _send_away_again(span, before, left)
+    finally:
+        current().read_ahead(span.address, span.length, True)
+
+
+def _send_away_again(span: PageSpan, before: NDArray[np.bool_], left: NDArray[np.bool_]) -> int:
+    """Touch and send away what has stayed; returns the bytes that stay nevertheless."""
     if left.sum() == before.sum():
         if not _leaves(span, left):
             return int(left.sum()) * PAGE_BYTES

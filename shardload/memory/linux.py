@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from shardload.memory.pages import PAGE_BYTES, mapped, page_span, touch
 from shardload.memory.process import ProcessMemory, parse_status
 from shardload_native import libc
 
+MADV_NORMAL = 0
+MADV_RANDOM = 1
 MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
 MADV_PAGEOUT = 21
@@ -64,6 +67,12 @@ def populate_read(address: int, length: int) -> None:
                 return touch(address, length)
             if error.errno not in (errno.EAGAIN, errno.EINTR):
                 raise
+
+
+def read_ahead(address: int, length: int, wanted: bool) -> None:
+    """Whether touching a page may read those after it."""
+    with suppress(OSError):
+        libc.madvise(address, length, MADV_NORMAL if wanted else MADV_RANDOM)
 
 
 def discard(address: int, length: int) -> None:

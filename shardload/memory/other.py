@@ -29,6 +29,10 @@ def populate_read(address: int, length: int) -> None:
     touch(address, length)
 
 
+def read_ahead(address: int, length: int, wanted: bool) -> None:
+    """Nothing is known to be gained here."""
+
+
 def discard(address: int, length: int) -> None:
     """Give whole pages of anonymous memory back; not done here."""
 

@@ -27,6 +27,9 @@ class Platform(Protocol):
     def populate_read(self, address: int, length: int) -> None:
         """Bring pages into memory and wait for them."""
 
+    def read_ahead(self, address: int, length: int, wanted: bool) -> None:
+        """Whether touching a page of a file may read those after it; only advice."""
+
     def discard(self, address: int, length: int) -> None:
         """Give whole pages of anonymous memory back, or do nothing."""
 

@@ -130,3 +130,18 @@ def test_runs() -> None:
     assert list(runs(np.array([True, True, False, True]))) == [(0, 2), (3, 1)]
     assert list(runs(np.zeros(3, np.bool_))) == []
     assert list(runs(np.ones(3, np.bool_))) == [(0, 3)]
+
+
+def test_what_is_touched_to_leave_brings_no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel("........", "xx...xx.").replace(monkeypatch)
+    seen: list[tuple[bool, int]] = []
+
+    class Advice:
+        def read_ahead(self, address: int, length: int, wanted: bool) -> None:
+            assert (address, length) == (0, 8 * PAGE_BYTES)
+            seen.append((wanted, len(kernel.populated)))
+
+    monkeypatch.setattr(eviction, "current", Advice)
+    assert evict(Range(0, 8 * PAGE_BYTES)) == 0
+    assert seen == [(False, 0), (True, len(kernel.populated))]
+    assert kernel.populated
