@@ -114,6 +114,9 @@ class Prefetcher:
             if ended is not None:
                 ended._working -= 1
                 self._settle(ended)
+            # Whoever waits for the end of a cancelled one waits for no other job.
+            for job in [job for job in self._jobs if job.cancelled]:
+                self._settle(job)
             for job in sorted(self._jobs, key=lambda job: job.left_bytes):
                 chunk = None
                 if job._chunks is not None and not job.cancelled:

@@ -112,6 +112,22 @@ def test_cancelling_ends_with_what_is_under_way(
     assert len(disk.chunks) == 2
 
 
+def test_a_cancelled_job_waits_for_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    prefetcher = Prefetcher(threads=1)
+    first = prefetcher.bring(chunks(0, 5), name="first")
+    disk.wait_for(1)
+    behind = prefetcher.bring(chunks(50, 100), name="behind")
+    behind.cancel()
+    disk.let_go(1)
+    assert behind.done.wait(SECONDS)
+    assert not first.done.is_set()
+    disk.let_go()
+    assert first.done.wait(SECONDS)
+    assert disk.chunks == [0, 1, 2, 3, 4]
+    prefetcher.close()
+
+
 def test_a_job_without_bytes_is_done(prefetcher: Prefetcher) -> None:
     assert prefetcher.bring([], name="nothing").done.wait(SECONDS)
 

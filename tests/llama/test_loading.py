@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from packable import (
+    PACKED_KINDS,
+    PLAIN_KINDS,
+    Size,
+    fine_tune,
+    learn,
+    open_pantry,
+    open_shelved,
+    pack_file,
+    said_by,
+    say,
+    shelved,
+    small_model,
+)
+from tiny_gguf import write_llama
+
+from shardload import memory
+from shardload.errors import LoadFailed
+from shardload.gguf import GGUFFile
+from shardload.llama import Model, ModelParams
+from shardload.llama import loading as loading_module
+from shardload.llama.loading import Loading
+from shardload.llama.packing import pack
+from shardload.llama.placed import PlacedTensor
+from shardload.memory import Range
+from shardload.memory.mapped import mapped_files
+from shardload.shards.identity import FileIdentity
+from shardload.shards.pantry import Pantry
+from shardload.shards.places import FilePlace
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
+
+PACKED = ModelParams(use_extra_bufts=True)
+LARGE = Size(dim=1024, layers=2, heads=8, kv_heads=4, ff=2048, vocabulary=2048, ctx_tokens=256)
+
+
+@pytest.fixture
+def pantry(tmp_path: Path) -> Iterator[Pantry]:
+    with open_pantry(tmp_path / "store") as pantry:
+        yield pantry
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return small_model(tmp_path / "model.gguf")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_mapped() -> Iterator[None]:
+    before = dict(mapped_files()._files)
+    yield
+    assert mapped_files()._files == before
+
+
+def stored_bytes(model: Model) -> int:
+    stored = [placed.packing.stored for placed in model.tensors if placed.packing is not None]
+    return sum(place.length for place in stored if place is not None)
+
+
+def smallest(model: Model) -> PlacedTensor:
+    return min((placed for placed in model.tensors if placed.packing), key=lambda placed: placed.file.length)
+
+
+def test_the_second_open_maps_all_that_the_first_one_packed(path: Path, pantry: Pantry) -> None:
+    with open_shelved(path, pantry) as first:
+        private_bytes = first.private_tensor_bytes
+        assert private_bytes > 0
+        pack(first, pantry)
+    with open_shelved(path, pantry) as second:
+        assert second.private_tensors == []
+        assert stored_bytes(second) == private_bytes
+        assert second.lazily_mapped
+
+
+def test_the_second_open_touches_one_small_tensor_only(disk_path: Path) -> None:
+    path = small_model(disk_path / "large.gguf", "Q4_0", LARGE)
+    with open_pantry(disk_path / "store") as pantry:
+        pack_file(path, pantry)
+        files = [path, *(disk_path / "store" / "packed").iterdir()]
+        for file in files:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+            memory.drop_file_cache(file)
+        if memory.file_resident_bytes(path) is None:
+            return  # nobody tells
+        before = memory.process_memory().anonymous_bytes
+        with open_shelved(path, pantry) as model:
+            touched = []
+            for placed in model.tensors:
+                if placed.packing is not None and (place := placed.packing.stored) is not None:
+                    touched += [placed] if memory.resident_bytes(place.address, place.length) else []
+            assert touched == [smallest(model)]
+            grown = memory.process_memory().anonymous_bytes - before
+            assert grown < stored_bytes(model) // 2, "what llama.cpp would pack into is never touched"
+
+
+def test_what_is_lent_is_at_the_same_address(path: Path, pantry: Pantry, tmp_path: Path) -> None:
+    tuned = fine_tune(tmp_path / "tuned.gguf", path)
+    expected = said_by(tuned, PACKED)
+    for one in (path, tuned):
+        pack_file(one, pantry)
+    with open_shelved(path, pantry) as model, open_shelved(tuned, pantry) as other:
+        places = {placed.name: placed for placed in model.tensors}
+        same, different = set(), set()
+        for placed in other.tensors:
+            if placed.packing is not None:
+                like = places[placed.name]
+                assert like.packing is not None
+                (same if placed.packing.stored == like.packing.stored else different).add(placed.name)
+                if placed.file.length >= 2**16:
+                    assert (placed.file == like.file) == (placed.name in same)
+        assert "blk.0.ffn_up.weight" in same
+        assert "blk.0.attn_q.weight" in different
+        assert say(other) == expected
+
+
+@pytest.mark.parametrize("first_closed", [0, 1])
+def test_models_that_share_are_closed_in_either_order(
+    path: Path, pantry: Pantry, tmp_path: Path, first_closed: int
+) -> None:
+    paths = [path, fine_tune(tmp_path / "tuned.gguf", path)]
+    expected = [said_by(one, PACKED) for one in paths]
+    for one in paths:
+        pack_file(one, pantry)
+    models = [open_shelved(one, pantry) for one in paths]
+    models[first_closed].close()
+    left = 1 - first_closed
+    assert say(models[left]) == expected[left]
+    models[left].close()
+
+
+def test_a_plain_tensor_of_another_file_is_used_from_there(pantry: Pantry, tmp_path: Path) -> None:
+    base = small_model(tmp_path / "base.gguf", "Q8_0")
+    same = fine_tune(tmp_path / "same.gguf", base, change=0)
+    for path in (base, same):
+        learn(path, pantry)
+    with open_shelved(base, pantry) as model, open_shelved(same, pantry) as other:
+        places = {placed.name: placed.file for placed in model.tensors}
+        shared = [placed.name for placed in other.tensors if placed.file == places[placed.name]]
+        assert "blk.0.ffn_up.weight" in shared
+        assert "output_norm.weight" not in shared
+        assert say(other) == say(model)
+    base.unlink()
+    with open_shelved(same, pantry) as alone:
+        assert alone.private_tensors == []
+        assert say(alone) == said_by(same)
+
+
+def test_the_lenders_file_may_go_while_it_lends(pantry: Pantry, tmp_path: Path) -> None:
+    base = small_model(tmp_path / "base.gguf", "Q8_0")
+    same = fine_tune(tmp_path / "same.gguf", base, change=0)
+    expected = said_by(same)
+    for path in (base, same):
+        learn(path, pantry)
+    with open_shelved(same, pantry) as model:
+        os.replace(small_model(tmp_path / "other.gguf", "Q8_0", seed=9), base)
+        assert say(model) == expected
+
+
+@pytest.mark.parametrize("what", ["replaced", "gone"])
+def test_a_lender_that_changes_between_look_up_and_load(pantry: Pantry, tmp_path: Path, what: str) -> None:
+    base = small_model(tmp_path / "base.gguf", "Q8_0")
+    same = fine_tune(tmp_path / "same.gguf", base, change=0)
+    for path in (base, same):
+        learn(path, pantry)
+    params = shelved(same, pantry)
+    if what == "gone":
+        base.unlink()
+    else:
+        os.replace(small_model(tmp_path / "other.gguf", "Q8_0", seed=9), base)
+    with Model.open([same], params) as model:
+        assert say(model) == said_by(same)
+
+
+def test_a_file_that_is_replaced_between_look_up_and_load(path: Path, pantry: Pantry, tmp_path: Path) -> None:
+    pack_file(path, pantry)
+    params = shelved(path, pantry)
+    status = path.stat()
+    other = small_model(tmp_path / "other.gguf", seed=9)
+    expected = said_by(other, PACKED)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(other, path)
+    with Model.open([path], params) as model:
+        assert stored_bytes(model) == 0
+        assert say(model) == expected
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_packed_anew(
+    path: Path, pantry: Pantry, tmp_path: Path
+) -> None:
+    pack_file(path, pantry)
+    status = path.stat()
+    other = small_model(tmp_path / "other.gguf", seed=9)
+    expected = said_by(other, PACKED)
+    data = other.read_bytes()
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    with open_shelved(path, pantry) as model:
+        assert stored_bytes(model) == 0
+        assert say(model) == expected
+
+
+def test_what_is_not_what_llama_packs_is_distrusted(
+    path: Path, pantry: Pantry, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = said_by(path, PACKED)
+    with open_shelved(path, pantry) as model:
+        placed = smallest(model)
+        packing = placed.packing
+        assert packing is not None
+        with GGUFFile.open(path) as file:
+            digests = pantry.digests_of(file)
+        assert digests is not None
+        wrong = bytearray(memory.view(packing.private))
+        wrong[100] ^= 1
+        key = pantry.key(digests[placed.name], placed.type_name, placed.ne, packing.buffer_type)
+        pantry.store.write(key, memoryview(wrong))
+    packed = len(pantry.store.entries())
+    with caplog.at_level(logging.WARNING, "shardload.llama"), open_shelved(path, pantry) as model:
+        assert packed == 1
+        assert len(model.private_tensors) == len([p for p in model.tensors if p.packing is not None])
+        assert pantry.store.entries() == []
+        assert say(model) == expected
+        pack(model, pantry)
+        assert say(model) == expected
+    assert "not what this llama.cpp packs" in caplog.text
+    with open_shelved(path, pantry) as model:
+        assert model.private_tensors == []
+        assert say(model) == expected
+
+
+def test_one_wrong_tensor_is_enough_to_distrust_all(
+    path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_file(path, pantry)
+    expected = said_by(path, PACKED)
+    assert len(pantry.store.entries()) > 10
+    monkeypatch.setattr(memory, "same_bytes", lambda *_: False)
+    with open_shelved(path, pantry) as model:
+        assert stored_bytes(model) == 0
+        assert say(model) == expected
+    assert pantry.store.entries() == []
+
+
+def test_a_stored_entry_of_another_size_is_not_used(path: Path, pantry: Pantry) -> None:
+    learn(path, pantry)
+    with open_shelved(path, pantry) as model:
+        placed = smallest(model)
+        assert placed.packing is not None
+        with GGUFFile.open(path) as file:
+            digests = pantry.digests_of(file)
+        assert digests is not None
+        key = pantry.key(digests[placed.name], placed.type_name, placed.ne, placed.packing.buffer_type)
+        pantry.store.write(key, memoryview(b"short"))
+    with open_shelved(path, pantry) as model:
+        assert stored_bytes(model) == 0
+
+
+def test_an_entry_that_goes_between_look_up_and_mapping(
+    path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack_file(path, pantry)
+    expected = said_by(path, PACKED)
+    look_up = pantry.store.find
+
+    def find(keys: Any, **options: Any) -> Any:
+        found = look_up(keys, **options)
+        for entry in found.values():
+            entry.path.unlink()
+        return found
+
+    monkeypatch.setattr(pantry.store, "find", find)
+    with open_shelved(path, pantry) as model:
+        assert stored_bytes(model) == 0
+        assert say(model) == expected
+    assert "cannot be mapped" in caplog.text
+
+
+@pytest.mark.parametrize("refused_at", [0.0, 0.5])
+def test_a_load_that_is_given_up_leaves_nothing_mapped(path: Path, pantry: Pantry, refused_at: float) -> None:
+    pack_file(path, pantry)
+    with pytest.raises(LoadFailed, match="given up"):
+        Model.open([path], shelved(path, pantry), lambda done: done < refused_at)
+    assert not any(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_a_load_that_fails_leaves_nothing_mapped(pantry: Pantry, tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "odd.gguf", architecture="nonesuch")
+    with pytest.raises(LoadFailed, match="nonesuch"):
+        open_shelved(path, pantry)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(small_model(tmp_path / "m.gguf").read_bytes()[:-100_000])
+    with pytest.raises(LoadFailed):
+        open_shelved(cut, pantry)
+
+
+def test_a_comparison_that_cannot_be_made_fails_the_load(
+    path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    pack_file(path, pantry)
+    monkeypatch.setattr(memory, "same_bytes", fail)
+    with pytest.raises(MemoryError):
+        open_shelved(path, pantry)
+
+
+def test_tied_embeddings_are_there_in_both_orders(pantry: Pantry, tmp_path: Path) -> None:
+    path = untied = small_model(tmp_path / "untied.gguf", "Q4_0")
+    path = without_output(untied, tmp_path / "tied.gguf")
+    expected = said_by(path, PACKED)
+    pack_file(path, pantry)
+    with open_shelved(path, pantry) as model:
+        twice = [placed for placed in model.tensors if placed.name == "token_embd.weight"]
+        assert sorted(placed.packing is not None for placed in twice) == [False, True]
+        assert model.private_tensors == []
+        assert say(model) == expected
+
+
+def without_output(source: Path, path: Path) -> Path:
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for name, value in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            inner = value.types[-1] if len(value.types) > 1 else None
+            writer.add_key_value(name, value.contents(), value.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        if tensor.name != "output.weight":
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", PLAIN_KINDS)
+def test_models_that_nothing_is_packed_of(kind: str, pantry: Pantry, tmp_path: Path) -> None:
+    path = small_model(tmp_path / "model.gguf", kind)
+    if any(placed.packing is not None for placed in open_and_close(path)):
+        return  # this processor packs them as well
+    pack_file(path, pantry)
+    assert pantry.store.entries() == []
+    with open_shelved(path, pantry) as model:
+        assert model.lazily_mapped
+        assert say(model) == said_by(path)
+
+
+def open_and_close(path: Path) -> tuple[PlacedTensor, ...]:
+    with Model.open([path], PACKED) as model:
+        return model.tensors
+
+
+@pytest.mark.parametrize("kind", PACKED_KINDS)
+def test_without_packing_at_once_the_file_is_read(kind: str, pantry: Pantry, tmp_path: Path) -> None:
+    path = small_model(tmp_path / "model.gguf", kind)
+    expected = said_by(path, PACKED)
+    before = memory.process_memory().anonymous_bytes
+    with open_shelved(path, pantry, pack_at_once=False) as model:
+        assert memory.process_memory().anonymous_bytes - before < 32 * 2**20
+        assert model.private_tensor_bytes == 0
+        assert len(model.unstored_tensors) > 10
+        assert say(model) == said_by(path)
+        pack(model, pantry)
+        assert model.unstored_tensors == []
+        assert say(model) == expected
+    with open_shelved(path, pantry, pack_at_once=False) as model:
+        assert model.unstored_tensors == []
+        assert say(model) == expected
+
+
+def test_distrusted_tensors_are_read_from_the_file_too(
+    path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_file(path, pantry)
+    monkeypatch.setattr(memory, "same_bytes", lambda *_: False)
+    with open_shelved(path, pantry, pack_at_once=False) as model:
+        assert model.private_tensor_bytes == 0
+        assert say(model) == said_by(path)
+
+
+@dataclass
+class MadeUp:
+    """A tensor that llama.cpp fills with bytes of no file."""
+
+    extra: int = 1
+    name: str = "made up"
+    words: tuple[int, int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.words = (4096, 1, self.extra)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_bytes_of_no_file_are_left_to_llama(extra: int) -> None:
+    loading = Loading(None)
+    tensor: Any = MadeUp(extra)
+    assert not loading.copying(tensor, 4096)
+    assert loading.tensors == []
+    loading.finish()
+    loading.release()
+
+
+def test_a_place_beyond_the_files_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(100))
+    loading = Loading(None)
+    identity = FileIdentity.of(tmp_path / "file")
+    inside = loading._map(FilePlace(tmp_path / "file", 50, 50, identity))
+    assert isinstance(inside, Range)
+    assert loading._map(FilePlace(tmp_path / "file", 51, 50, identity)) is None
+    assert len(loading.files) == 1
+    loading.release()
+    assert loading_module._mapped(FilePlace(tmp_path / "absent", 0, 1)) is None
+
+
+def test_a_split_model_is_packed_as_one(pantry: Pantry, tmp_path: Path) -> None:
+    whole = small_model(tmp_path / "whole.gguf", "Q4_0")
+    parts = split(whole, tmp_path)
+    with Model.open(parts, ModelParams(use_extra_bufts=True, shelf=pantry.shelf(parts))) as model:
+        expected = say(model)
+        assert pack(model, pantry) > 0
+        assert model.private_tensors == []
+    with Model.open(parts, ModelParams(use_extra_bufts=True, shelf=pantry.shelf(parts))) as model:
+        assert model.private_tensors == []
+        assert len({mapping.path for mapping in model.mappings}) == 2
+        assert say(model) == expected == said_by(whole, PACKED)
+    shelf = pantry.shelf(parts)
+    parts[1].write_bytes(parts[1].read_bytes())
+    with Model.open(parts, ModelParams(use_extra_bufts=True, shelf=shelf)) as model:
+        assert stored_bytes(model) == 0, "one of its parts was replaced"
+
+
+def split(whole: Path, folder: Path) -> list[Path]:
+    parts = [folder / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    source = gguf.GGUFReader(whole)
+    for number, path in enumerate(parts):
+        writer = gguf.GGUFWriter(str(path), "llama")
+        if number == 0:
+            for name, value in source.fields.items():
+                if not name.startswith(("GGUF.", "general.architecture")):
+                    inner = value.types[-1] if len(value.types) > 1 else None
+                    writer.add_key_value(name, value.contents(), value.types[0], sub_type=inner)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", len(source.tensors))
+        for tensor in source.tensors[number::2]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return parts
