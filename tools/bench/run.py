@@ -4,7 +4,7 @@
 
 Ratios are of pairs measured back to back; figures are medians with [least, most]. Models are made on first
 use under bench-models/ (1.1B parameters, of three types, with fine-tunes, and copies of some that only the
-peers read: 15 GB); every run is kept under bench-results/.
+peers read: 17 GB with the store); every run is kept under bench-results/.
 """
 
 from __future__ import annotations
