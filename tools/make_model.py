@@ -89,8 +89,8 @@ class Tensor:
         Experts are chosen clearly, as trained models do it: near ties would be decided by rounding.
         """
         if self.name.endswith("ffn_gate_inp"):
-            return 6.0 / self.columns**0.5
-        return 1.0 if self.name == "token_embd" else 0.7 / self.columns**0.5
+            return 6.0 / math.sqrt(self.columns)
+        return 1.0 if self.name == "token_embd" else 0.7 / math.sqrt(self.columns)
 
     @property
     def shape(self) -> tuple[int, ...]:
