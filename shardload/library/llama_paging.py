@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,11 +160,13 @@ class LlamaPaging:
         if found is None:
             return None
         sharing = self._sharing(open_model)
+        resident_bytes = sum(shard.resident_bytes for shard in found)
         return Residency(
-            resident_bytes=sum(shard.resident_bytes for shard in found),
+            resident_bytes=resident_bytes,
             second_bytes=sum(shard.second_bytes for shard in found),
             shared_bytes=_resident_of(sharing),
-            packed_bytes=paged.packed_bytes,
+            packed_bytes=_resident_of(paged.packed),
+            elsewhere_bytes=max(_resident_of(paged.working) - resident_bytes, 0) if sharing else 0,
             shards=tuple(
                 ShardResidency(
                     shard.name,
@@ -205,7 +207,7 @@ def _names(places: Sequence[memory.Range], sharing: dict[memory.Range, list[str]
     return tuple(sorted(names))
 
 
-def _resident_of(places: dict[memory.Range, list[str]]) -> int:
+def _resident_of(places: Iterable[memory.Range]) -> int:
     return sum(memory.resident_bytes(place.address, place.length) or 0 for place in places)
 
 

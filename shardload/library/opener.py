@@ -55,7 +55,9 @@ class Residency:
     shared_bytes: int = 0
     """The part of the resident places that other open weights use as well, counted for each of them."""
     packed_bytes: int = 0
-    """The part that lies in the packed store."""
+    """Resident bytes that lie in the packed store, whoever they count for."""
+    elsewhere_bytes: int = 0
+    """Resident bytes that count for others, before these."""
     shards: tuple[ShardResidency, ...] = ()
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from shardload.library.entry import ModelEntry
 from shardload.library.holdings import Instance, PageTotals, Weights
-from shardload.library.opener import ShardResidency, WeightsFacts
+from shardload.library.opener import Residency, ShardResidency, WeightsFacts
 
 ModelState = Literal["open", "opening", "streaming", "parked", "closed", "failed"]
 """*Streaming*: open with less memory than its weights take; *parked*: its weights are open, and no context is
@@ -129,7 +129,7 @@ def model_status(
         open_seconds=counters.open_seconds,
         queue_seconds=counters.queue_seconds,
         error=counters.error,
-        warm_share=_warm_share(resident_bytes, facts, entry.size_bytes),
+        warm_share=_warm_share(resident_bytes, measured, facts, entry.size_bytes),
         shared_bytes=measured.shared_bytes if measured else 0,
         packed_bytes=measured.packed_bytes if measured else 0,
         second_bytes=measured.second_bytes if measured else 0,
@@ -155,9 +155,13 @@ def _state(
     return "failed" if counters.error is not None else "closed"
 
 
-def _warm_share(resident_bytes: int | None, facts: WeightsFacts | None, size_bytes: int) -> float | None:
+def _warm_share(
+    resident_bytes: int | None, measured: Residency | None, facts: WeightsFacts | None, size_bytes: int
+) -> float | None:
     if resident_bytes is None:
         return None
+    if measured is not None:
+        resident_bytes += measured.elsewhere_bytes
     if facts is not None and facts.working_bytes:
         # What is in private memory is not measured, and cannot leave.
         size_bytes = facts.working_bytes

@@ -117,9 +117,10 @@ class PagedWeights:
         return sum(total_bytes(shard.second) for shard in self.places)
 
     @property
-    def packed_bytes(self) -> int:
+    def packed(self) -> list[Range]:
         """What is mapped from the store."""
-        return sum(shard.packed_bytes for shard in self.places)
+        packings = (placed.packing for placed in self.model.tensors if placed.packing is not None)
+        return [p.place for p in packings if p.place is not None and not p.is_private]
 
     @property
     def traffic(self) -> Traffic:

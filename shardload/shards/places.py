@@ -48,8 +48,6 @@ class ShardPlaces:
     second: tuple[Range, ...]
     in_file: tuple[Range, ...]
     """What a step reads that reads the order of the files, of ``working`` and ``second``."""
-    packed_bytes: int = 0
-    """The part of ``working`` that lies in the store."""
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +64,6 @@ def _place(shard: Shard, tensors: Mapping[str, TensorPlace]) -> ShardPlaces:
     working: list[Range] = []
     second: list[Range] = []
     in_file: list[Range] = []
-    packed_bytes = 0
     for piece in shard.pieces:
         place = tensors.get(piece.tensor)
         if place is None:
@@ -74,12 +71,11 @@ def _place(shard: Shard, tensors: Mapping[str, TensorPlace]) -> ShardPlaces:
         in_file.append(part_of(place.file, piece, place.file.length))
         if place.packed is not None:
             working.append(part_of(place.packed, piece, place.file.length))
-            packed_bytes += working[-1].length
         if place.packed is not None or place.private:
             second.append(in_file[-1])
         else:
             working.append(in_file[-1])
-    return ShardPlaces(shard.name, merged(working), merged(second), merged(in_file), packed_bytes)
+    return ShardPlaces(shard.name, merged(working), merged(second), merged(in_file))
 
 
 def part_of(place: Range, piece: Piece, tensor_bytes: int) -> Range:
