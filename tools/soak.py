@@ -15,6 +15,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -306,6 +307,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = ROOT / "bench-models"
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=folder) as made:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +70,8 @@ def main() -> None:
     if given.list:
         print("\n".join(ROWS))
         return
+    # Being ended ends the servers as well, and removes what they kept.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threads = given.threads or psutil.cpu_count(logical=False) or 1
     folder = ROOT / "bench-models"
     folder.mkdir(exist_ok=True)
