@@ -1,0 +1,517 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packable import (
+    MIXTURE,
+    PACKED_KINDS,
+    SIZE,
+    Said,
+    Size,
+    fine_tune,
+    open_pantry,
+    open_shelved,
+    pack_file,
+    said_by,
+    say,
+    small_model,
+    speaking,
+)
+
+from shardload import memory
+from shardload.errors import StoreFull, StoreUnavailable
+from shardload.llama import Model, ModelParams
+from shardload.llama import packing as packing_module
+from shardload.llama.packing import Packer, PackingJob, pack
+from shardload.shards.objects import Objects
+from shardload.shards.pantry import Pantry
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
+
+PACKED = ModelParams(use_extra_bufts=True)
+SECONDS = 30
+
+
+@pytest.fixture
+def pantry(tmp_path: Path) -> Iterator[Pantry]:
+    with open_pantry(tmp_path / "store") as pantry:
+        yield pantry
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return small_model(tmp_path / "model.gguf")
+
+
+class Lane:
+    """Whether something is computed, as a test says."""
+
+    def __init__(self, *, busy: bool = False) -> None:
+        self.busy = busy
+        self.asked = threading.Semaphore(0)
+
+    def is_busy(self) -> bool:
+        self.asked.release()
+        return self.busy
+
+
+@pytest.fixture
+def lane() -> Lane:
+    return Lane()
+
+
+@pytest.fixture
+def packer(pantry: Pantry, lane: Lane) -> Iterator[Packer]:
+    made = Packer(pantry, None, lane.is_busy)
+    yield made
+    made.close()
+
+
+def nothing() -> None:
+    pass
+
+
+# -- what a model says in each state
+
+
+@pytest.mark.parametrize("size", [SIZE, MIXTURE], ids=["dense", "experts"])
+@pytest.mark.parametrize("kind", PACKED_KINDS)
+def test_a_model_says_the_same_in_every_state(kind: str, size: Size, pantry: Pantry, tmp_path: Path) -> None:
+    path = small_model(tmp_path / "model.gguf", kind, size)
+    said = said_by(path, PACKED)
+    in_file = said_by(path)
+    with open_shelved(path, pantry) as model, speaking(model) as speak:
+        assert speak() == said
+        total = sum(placed.file.length for placed in model.private_tensors)
+        assert pack(model, pantry) == total > 0
+        assert model.private_tensor_bytes == 0
+        assert speak() == said, "it goes on from the store"
+        with model.layouts.computing("file"):
+            assert speak() == in_file, "the other order is at hand"
+        assert speak() == said
+    with open_shelved(path, pantry) as model:
+        assert say(model) == said
+    assert abs(said.after_prompt - in_file.after_prompt).max() < 0.05 * abs(said.after_prompt).max()
+    assert said.tokens == in_file.tokens
+
+
+def test_the_index_knows_the_file_afterwards(path: Path, pantry: Pantry) -> None:
+    pack_file(path, pantry)
+    assert set(pantry.store.users().values()) == {(path,)}
+    assert len(pantry.store.entries()) == len(set(pantry.store.users()))
+
+
+def test_progress_is_told_in_two_stages(path: Path, pantry: Pantry) -> None:
+    told: list[tuple[str, int, int]] = []
+    changes: list[int] = []
+    with open_shelved(path, pantry) as model:
+        pack(model, pantry, progress=lambda *one: told.append(one), moved=lambda: changes.append(1))
+    assert [stage for stage, _, _ in told] == sorted((stage for stage, _, _ in told), reverse=True)
+    for stage in ("reading", "packing"):
+        assert [done for name, done, total in told if name == stage][-1] == next(
+            total for name, _, total in told if name == stage
+        )
+    assert changes == [1]
+
+
+def test_private_memory_is_given_back(pantry: Pantry, tmp_path: Path) -> None:
+    size = Size(dim=1024, layers=2, heads=8, kv_heads=4, ff=2048, vocabulary=2048, ctx_tokens=256)
+    path = small_model(tmp_path / "large.gguf", "Q4_0", size)
+    with open_shelved(path, pantry) as model:
+        memory.trim_heap()
+        before = memory.process_memory().anonymous_bytes
+        private_bytes = model.private_tensor_bytes
+        assert private_bytes > 10 * 2**20
+        pack(model, pantry)
+        memory.trim_heap()
+        given_back = before - memory.process_memory().anonymous_bytes
+        assert given_back > private_bytes // 2
+
+
+def test_fine_tunes_find_what_the_first_one_packed(
+    path: Path, pantry: Pantry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_file(path, pantry)
+    written: list[str] = []
+    write = Objects.write
+    monkeypatch.setattr(
+        Objects, "write", lambda self, key, data: written.append(key.type_name) or write(self, key, data)
+    )
+    tuned = fine_tune(tmp_path / "tuned.gguf", path)
+    expected = said_by(tuned, PACKED)
+    with open_shelved(path, pantry) as model, open_shelved(tuned, pantry) as other:
+        pack(other, pantry)
+        assert 0 < len(written) < len([p for p in other.tensors if p.packing is not None]) // 2
+        mine = {p.packing.place for p in model.tensors if p.packing is not None}
+        shared = [p.name for p in other.tensors if p.packing is not None and p.packing.place in mine]
+        assert "blk.1.ffn_up.weight" in shared
+        assert say(other) == expected
+    again = fine_tune(tmp_path / "again.gguf", path, change=0)
+    written.clear()
+    assert pack_file(again, pantry) > 0
+    assert written == []
+
+
+def test_what_another_process_stored_wrongly_is_not_used(
+    path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack_file(path, pantry)
+    expected = said_by(path, PACKED)
+    for entry in pantry.store.entries():
+        record = Path(f"{entry.path}.json")
+        data = bytearray(entry.path.read_bytes())
+        data[-1] ^= 1
+        record.unlink()
+        entry.path.unlink()
+        pantry.store.write(entry.key, memoryview(data))
+    pantry.contents.clear()
+    with open_shelved(path, pantry) as model:
+        assert pack(model, pantry) > 0
+        assert model.private_tensors == []
+        assert say(model) == expected
+    assert "packed anew" in caplog.text
+    with open_shelved(path, pantry) as model:
+        assert model.private_tensors == []
+        assert say(model) == expected
+
+
+# -- what goes wrong
+
+
+def test_a_file_that_was_replaced_since_the_open_is_not_packed(
+    path: Path, pantry: Pantry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = said_by(path, PACKED)
+    with open_shelved(path, pantry) as model:
+        status = path.stat()
+        other = small_model(tmp_path / "other.gguf", seed=9)
+        os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.replace(other, path)
+        assert pack(model, pantry) == 0
+        assert say(model) == expected
+    assert pantry.store.entries() == []
+    assert "was replaced" in caplog.text
+
+
+def test_a_file_that_is_gone_is_not_packed(path: Path, packer: Packer, pantry: Pantry) -> None:
+    with open_shelved(path, pantry) as model:
+        path.unlink()
+        assert packer.pack(model, nothing).done.wait(SECONDS)
+        assert len(model.private_tensors) > 0
+        assert say(model).tokens
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_is_full_in_the_middle(
+    code: int, path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = said_by(path, PACKED)
+    write, written = Objects.write, []
+
+    def write_five(self: Objects, key: Any, data: memoryview) -> Any:
+        if len(written) == 5:
+            raise OSError(code, os.strerror(code))
+        written.append(key)
+        return write(self, key, data)
+
+    monkeypatch.setattr(Objects, "write", write_five)
+    error = StoreFull if code == errno.ENOSPC else StoreUnavailable
+    with open_shelved(path, pantry) as model:
+        all_tensors = len(model.private_tensors)
+        changes: list[int] = []
+        with pytest.raises(error):
+            pack(model, pantry, moved=lambda: changes.append(1))
+        assert len(model.private_tensors) == all_tensors - 5, "what was written is used"
+        assert changes == [1]
+        assert say(model) == expected
+        packer = Packer(pantry, None, lambda: False)
+        with caplog.at_level(logging.WARNING, "shardload.llama"):
+            assert packer.pack(model, nothing).done.wait(SECONDS)
+        packer.close()
+        assert say(model) == expected
+    assert "is not packed" in caplog.text
+
+
+def test_a_store_of_limited_size_keeps_what_fits(path: Path, tmp_path: Path) -> None:
+    expected = said_by(path, PACKED)
+    with open_pantry(tmp_path / "store", limit_bytes=300_000) as pantry:
+        with open_shelved(path, pantry) as model:
+            with pytest.raises(StoreFull):
+                pack(model, pantry)
+            assert model.private_tensor_bytes > 0
+            assert say(model) == expected
+        assert 0 < pantry.store.used_bytes() <= 300_000
+        with open_shelved(path, pantry) as model:
+            assert say(model) == expected
+
+
+def test_the_store_is_removed_while_models_compute_from_it(
+    path: Path, pantry: Pantry, tmp_path: Path
+) -> None:
+    with open_shelved(path, pantry) as first:
+        pack(first, pantry)
+        with open_shelved(path, pantry) as second, speaking(first) as speak, speaking(second) as repeat:
+            expected = speak()
+            shutil.rmtree(tmp_path / "store")
+            assert speak() == expected
+            assert repeat() == expected
+    with open_shelved(path, pantry) as model:
+        assert model.private_tensors != []
+        assert pack(model, pantry) > 0
+        assert say(model) == expected
+    with open_shelved(path, pantry) as model:
+        assert model.private_tensors == []
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from packable import open_pantry, open_shelved
+from shardload.llama.packing import pack
+from shardload.shards.part import PartFile
+calls = [0]
+for name in ("write", "sync", "commit"):
+    def step(self, *arguments, real=getattr(PartFile, name)):
+        calls[0] += 1
+        if calls[0] == {at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *arguments)
+    setattr(PartFile, name, step)
+with open_pantry(Path({store!r})) as pantry, open_shelved(Path({model!r}), pantry) as model:
+    pack(model, pantry)
+"""
+
+
+@pytest.mark.parametrize("at", [22, 25])
+def test_killed_in_the_middle_the_next_start_goes_on(at: int, path: Path, tmp_path: Path) -> None:
+    code = KILLED.format(path=sys.path, at=at, store=str(tmp_path / "store"), model=str(path))
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=False)
+    assert child.returncode == -9, child.stderr.decode()
+    expected = said_by(path, PACKED)
+    with open_pantry(tmp_path / "store") as pantry:
+        found = pantry.store.entries()
+        assert found
+        assert not pantry.store.verify().damaged
+        with open_shelved(path, pantry) as model:
+            private = len(model.private_tensors)
+            assert private == len([p for p in model.tensors if p.packing is not None]) - len(found)
+            assert say(model) == expected
+            pack(model, pantry)
+            assert model.private_tensors == []
+            assert say(model) == expected
+        names = os.listdir(tmp_path / "store" / "packed")
+        assert not [name for name in names if name.endswith(".part")]
+
+
+# -- the packer
+
+
+def test_models_are_packed_in_the_background(path: Path, packer: Packer, pantry: Pantry) -> None:
+    changed = threading.Event()
+    with open_shelved(path, pantry) as model:
+        job = packer.pack(model, changed.set)
+        assert job.done.wait(SECONDS)
+        assert changed.is_set()
+        assert model.private_tensors == []
+        job.cancel()
+
+
+def test_tensors_move_while_another_thread_computes(path: Path, packer: Packer, pantry: Pantry) -> None:
+    expected = said_by(path, PACKED)
+    said: list[Said] = []
+    with open_shelved(path, pantry) as model, speaking(model) as speak:
+        job = packer.pack(model, nothing)
+
+        def compute() -> None:
+            while not job.done.is_set() or not said:
+                said.append(speak())
+
+        lane = threading.Thread(target=compute)
+        lane.start()
+        assert job.done.wait(SECONDS)
+        lane.join(SECONDS)
+        assert model.private_tensors == []
+        assert speak() == expected
+    assert all(one == expected for one in said)
+
+
+def test_nothing_is_packed_while_something_is_computed(
+    path: Path, packer: Packer, pantry: Pantry, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane.busy = True
+    work: list[bool] = []
+    for name in ("digests_of", "stored"):
+        real = getattr(pantry, name)
+
+        def note(*arguments: Any, real: Callable[..., Any] = real) -> Any:
+            work.append(lane.busy)
+            return real(*arguments)
+
+        monkeypatch.setattr(pantry, name, note)
+    with open_shelved(path, pantry) as model:
+        job = packer.pack(model, nothing)
+        for _ in range(3):
+            assert lane.asked.acquire(timeout=SECONDS)
+        assert (work, job.done.is_set()) == ([], False)
+        lane.busy = False
+        assert job.done.wait(SECONDS)
+        assert model.private_tensors == []
+    assert len(work) > 10
+    assert not any(work)
+
+
+def test_waiting_for_a_pause_has_an_end(
+    path: Path, packer: Packer, pantry: Pantry, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing_module, "PATIENCE_SECONDS", 0.001)
+    monkeypatch.setattr(packing_module, "POLL_SECONDS", 0.001)
+    lane.busy = True
+    with open_shelved(path, pantry) as model:
+        assert packer.pack(model, nothing).done.wait(SECONDS)
+        assert model.private_tensors == []
+
+
+def test_closing_a_model_ends_its_packing(path: Path, packer: Packer, pantry: Pantry, lane: Lane) -> None:
+    lane.busy = True
+    with open_shelved(path, pantry) as model:
+        job = packer.pack(model, nothing)
+        assert lane.asked.acquire(timeout=SECONDS)
+        job.cancel()
+        assert job.done.is_set()
+        assert model.private_tensors != []
+    assert pantry.store.entries() == []
+
+
+def test_closing_a_model_that_waits_for_another_one(
+    path: Path, packer: Packer, pantry: Pantry, lane: Lane, tmp_path: Path
+) -> None:
+    lane.busy = True
+    other = small_model(tmp_path / "other.gguf", "Q4_0")
+    with open_shelved(path, pantry) as model:
+        first = packer.pack(model, nothing)
+        with open_shelved(other, pantry) as waiting:
+            second = packer.pack(waiting, nothing)
+            second.cancel()
+        assert not first.done.is_set()
+        lane.busy = False
+        assert first.done.wait(SECONDS)
+        assert model.private_tensors == []
+
+
+def test_closing_in_the_middle_keeps_what_is_written(
+    path: Path, packer: Packer, pantry: Pantry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = said_by(path, PACKED)
+    stored, reached = pantry.stored, threading.Semaphore(0)
+    jobs: list[PackingJob] = []
+
+    def store(*arguments: Any) -> Any:
+        reached.release()
+        while len(pantry.store.entries()) == 3 and not jobs[0].cancelled:
+            pass
+        return stored(*arguments)
+
+    monkeypatch.setattr(pantry, "stored", store)
+    with open_shelved(path, pantry) as model:
+        all_tensors = len(model.private_tensors)
+        jobs.append(packer.pack(model, nothing))
+        for _ in range(4):
+            assert reached.acquire(timeout=SECONDS)
+        jobs[0].cancel()
+        assert len(model.private_tensors) == all_tensors - 4
+        assert say(model) == expected
+    with open_shelved(path, pantry) as model:
+        assert len(model.private_tensors) == all_tensors - 4
+        assert say(model) == expected
+
+
+def test_a_packer_that_is_closed_leaves_nobody_waiting(path: Path, pantry: Pantry) -> None:
+    lane = Lane(busy=True)
+    packer = Packer(pantry, None, lane.is_busy)
+    with open_shelved(path, pantry) as model:
+        jobs = [packer.pack(model, nothing) for _ in range(3)]
+        assert lane.asked.acquire(timeout=SECONDS)
+        packer.close()
+        jobs.append(packer.pack(model, nothing))
+        assert all(job.done.is_set() for job in jobs)
+        for job in jobs:
+            job.cancel()
+    packer.close()
+    assert not any(thread.name == "shardload-packer" for thread in threading.enumerate())
+
+
+def test_an_error_of_one_model_leaves_the_others(
+    path: Path, packer: Packer, pantry: Pantry, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("who would have thought")
+
+    with open_shelved(path, pantry) as model:
+        assert packer.pack(model, fail).done.wait(SECONDS)
+        assert packer.pack(model, nothing).done.wait(SECONDS)
+        assert say(model) == said_by(path, PACKED)
+    assert "is not packed" in caplog.text
+
+
+def test_models_are_not_kept_after_their_packing(path: Path, packer: Packer, pantry: Pantry) -> None:
+    import gc
+    import weakref
+
+    model = open_shelved(path, pantry)
+    assert packer.pack(model, nothing).done.wait(SECONDS)
+    seen = weakref.ref(model)
+    model.close()
+    del model
+    packer.close()
+    gc.collect()
+    assert seen() is None
+
+
+class Choice:
+    """Measures nothing, and notes what it was asked to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.begun = threading.Event()
+
+    def measure(self, types: Any, *, is_busy: Callable[[], bool], stops: Callable[[], bool]) -> None:
+        self.asked.append(tuple(sorted(types)))
+        self.begun.set()
+        while not stops():
+            pass
+
+
+def test_measuring_holds_up_neither_closing_nor_packing(path: Path, pantry: Pantry, tmp_path: Path) -> None:
+    choice: Any = Choice()
+    packer = Packer(pantry, choice, lambda: False)
+    other = small_model(tmp_path / "other.gguf", "Q4_0")
+    with open_shelved(path, pantry) as model, open_shelved(other, pantry) as second:
+        assert packer.pack(model, nothing).done.wait(SECONDS)
+        assert choice.begun.wait(SECONDS)
+        choice.begun.clear()
+        assert packer.pack(second, nothing).done.wait(SECONDS)
+        assert choice.begun.wait(SECONDS)
+    packer.close()
+    assert choice.asked == [("q4_K",), ("q4_0", "q4_K")]
+
+
+def test_without_a_store_types_are_measured_all_the_same(path: Path) -> None:
+    choice: Any = Choice()
+    packer = Packer(None, choice, lambda: False)
+    with Model.open([path], PACKED) as model:
+        assert packer.pack(model, nothing).done.wait(SECONDS)
+        assert model.private_tensors != []
+        assert choice.begun.wait(SECONDS)
+        packer.close()
+    assert choice.asked == [("q4_K",)]
