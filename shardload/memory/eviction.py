@@ -27,16 +27,6 @@ def evict(place: Range) -> int | None:
     if not page_out(span.address, span.length) or before is None:
         return None if before is None else int(before.sum()) * PAGE_BYTES
     left = _resident(span.address, span.length)
-    # What is touched to be sent away must not bring its neighbours.
-    current().read_ahead(span.address, span.length, False)
-    try:
-        return _send_away_again(span, before, left)
-    finally:
-        current().read_ahead(span.address, span.length, True)
-
-
-def _send_away_again(span: PageSpan, before: NDArray[np.bool_], left: NDArray[np.bool_]) -> int:
-    """Touch and send away what has stayed; returns the bytes that stay nevertheless."""
     if left.sum() == before.sum():
         if not _leaves(span, left):
             return int(left.sum()) * PAGE_BYTES
@@ -46,7 +36,7 @@ def _send_away_again(span: PageSpan, before: NDArray[np.bool_], left: NDArray[np
     for _ in range(2):
         for start, pages in runs(left):
             # A page that went meanwhile is read again: few, and they leave with the others.
-            populate_read(span.address + start * PAGE_BYTES, pages * PAGE_BYTES)
+            _touch(span.address + start * PAGE_BYTES, pages * PAGE_BYTES)
         if left.any():
             page_out(span.address, span.length)
             left = _resident(span.address, span.length)
@@ -72,6 +62,15 @@ def _leaves(span: PageSpan, left: NDArray[np.bool_]) -> bool:
     start = max(span.address, address // PIECE_BYTES * PIECE_BYTES)
     length = min(span.address + span.length, start + PIECE_BYTES) - start
     for _ in range(2):
-        populate_read(start, length)
+        _touch(start, length)
         page_out(start, length)
     return not _resident(start, length).any()
+
+
+def _touch(address: int, length: int) -> None:
+    """Have pages that are in memory in the page table, and bring none of their neighbours."""
+    current().read_ahead(address, length, False)
+    try:
+        populate_read(address, length)
+    finally:
+        current().read_ahead(address, length, True)
