@@ -21,6 +21,9 @@ from shardload.library.relief import Holding, relieve
 
 RESIZE_SHARE = 0.1
 """A streaming model's share is changed for no less than this part of it."""
+SLACK_PART, SLACK_GRAIN_BYTES = 64, 2**20
+"""So much of the budget is freed beyond what is wanted, in whole grains, where no context has to close for
+it: not all that is sent away leaves, and a second round takes as long as the first."""
 TRUST_SECONDS = 10.0
 """For how long weights that were seen in memory are taken to be there."""
 
@@ -192,7 +195,13 @@ class Turn:
         return stale
 
     def _make_room(self, instance: Instance, wanted_bytes: int, actions: Actions) -> None:
-        found = relieve(wanted_bytes, self._holdings(instance), self.now)
+        if wanted_bytes <= 0:
+            return
+        there = self._holdings(instance)
+        slack_bytes = self.budget_bytes // SLACK_PART // SLACK_GRAIN_BYTES * SLACK_GRAIN_BYTES
+        found = relieve(wanted_bytes + slack_bytes, there, self.now, gently=True)
+        if not found.freed_bytes:
+            found = relieve(wanted_bytes, there, self.now)
         actions.take(self.ledger, found)
         if found.retry_at is not None:
             actions.look_again(found.retry_at)
