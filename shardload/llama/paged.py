@@ -120,7 +120,7 @@ class PagedWeights:
     def packed(self) -> list[Range]:
         """What is mapped from the store."""
         packings = (placed.packing for placed in self.model.tensors if placed.packing is not None)
-        return [p.place for p in packings if p.place is not None and not p.is_private]
+        return [packing.stored for packing in packings if packing.stored is not None]
 
     @property
     def traffic(self) -> Traffic:
