@@ -282,11 +282,8 @@ class Manager:
         await self._effects.measure()
         now, used_bytes = self._clock(), self._ledger.used_bytes()
         self._budget.lower(now, min(used_bytes, self._budget.bytes_at(now)) - bytes_short)
-        logger.warning(
-            "memory is short by %s: models do with %s for a while",
-            format_bytes(bytes_short),
-            format_bytes(self._budget.bytes_at(now)),
-        )
+        short, left = format_bytes(bytes_short), format_bytes(self._budget.bytes_at(now))
+        logger.warning("memory is short by %s: models do with %s for a while", short, left)
         self.turn()
         await self._until(lambda: self._closing or self._ledger.leaving_bytes() <= 0)
 
