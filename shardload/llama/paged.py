@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shardload.llama")
 
+LOOKED_UP = ("token_embd", "per_layer_token_embd")
+SMALL_BYTES = 2**18
+"""A tensor of this size is read page by page where its neighbours are packed elsewhere."""
 LOOK_AGAIN_SECONDS = 2.0
 """Weights that were not used for as long may have lost pages: some kernels take what nobody touches."""
 
@@ -103,6 +106,7 @@ class PagedWeights:
             self.places = place_shards(self._shards, tensors)
             working = (place.packed or place.file for place in tensors.values() if not place.private)
             self.working = {place: place.length for place in working}
+            self._expect_lookups(tensors)
             if self._streamer is not None:
                 self._stream()
 
@@ -197,7 +201,7 @@ class PagedWeights:
 
         Returns at once; what is there is not read.
         """
-        shards = self._in_order()
+        shards = [shard for shard in self._in_order() if self._is_tied or shard.name != EMBEDDINGS]
         ranges = [place for shard in shards for place in shard.in_file] if layout == "file" else []
         ranges += [place for shard in shards for place in shard.working]
         if not ranges:
@@ -238,6 +242,16 @@ class PagedWeights:
     def _in_order(self) -> list[ShardPlaces]:
         """The shards in the order of a step; embeddings last: rows are looked up there, or they end it."""
         return sorted(self.places, key=lambda shard: shard.name == EMBEDDINGS)
+
+    def _expect_lookups(self, tensors: Mapping[str, TensorPlace]) -> None:
+        """Read rows of embeddings, and what is small among packed weights, without what is beside them."""
+        has_second = any(place.packed is not None for place in tensors.values())
+        for name, place in tensors.items():
+            if place.packed is not None or place.private:
+                continue
+            looked_up = name.startswith(LOOKED_UP) and not self._is_tied
+            if looked_up or (has_second and place.file.length <= SMALL_BYTES):
+                memory.expect_lookups(place.file)
 
     @property
     def _is_tied(self) -> bool:

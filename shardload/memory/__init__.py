@@ -1,6 +1,14 @@
 """Pages: what is in memory, bringing it in, sending it away, and how much room there is."""
 
-from shardload.memory.advise import discard, drop_file_cache, page_out, populate_read, same_bytes, view
+from shardload.memory.advise import (
+    discard,
+    drop_file_cache,
+    expect_lookups,
+    page_out,
+    populate_read,
+    same_bytes,
+    view,
+)
 from shardload.memory.eviction import evict
 from shardload.memory.heap import trim_heap
 from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
@@ -29,6 +37,7 @@ __all__ = [
     "divide",
     "drop_file_cache",
     "evict",
+    "expect_lookups",
     "file_resident_bytes",
     "hold_bytes_within",
     "mapped_files",

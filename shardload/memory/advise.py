@@ -53,6 +53,17 @@ def same_bytes(one: Range, other: Range) -> bool:
     )
 
 
+def expect_lookups(place: Range) -> None:
+    """Have the pages that a mapped range touches read one by one as they are used, without neighbours.
+
+    For what is looked up here and there, or small among what is not read. Raises OSError where the range is
+    not mapped.
+    """
+    span = page_span(place.address, place.length)
+    if span.count:
+        current().expect_lookups(span.address, span.length)
+
+
 def drop_file_cache(path: str | PathLike[str]) -> bool:
     """Ask for a file's pages to leave memory; False where that is impossible.
 

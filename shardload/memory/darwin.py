@@ -50,6 +50,10 @@ def discard(address: int, length: int) -> None:
     """Give whole pages of anonymous memory back; not done here."""
 
 
+def expect_lookups(address: int, length: int) -> None:
+    """The system decides by itself."""
+
+
 def prefer_large_pages(address: int, length: int) -> None:
     """Ask for pages as large as there are."""
 

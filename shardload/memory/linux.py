@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import re
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ MADV_NORMAL = 0
 MADV_RANDOM = 1
 MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
+MADV_NOHUGEPAGE = 15
 MADV_PAGEOUT = 21
 MADV_POPULATE_READ = 22
 BACKGROUND_NICENESS = 10
@@ -71,8 +74,9 @@ def populate_read(address: int, length: int) -> None:
 
 def read_ahead(address: int, length: int, wanted: bool) -> None:
     """Whether touching a page may read those after it."""
+    advice = MADV_NORMAL if wanted and not _reads_whole_large_pages() else MADV_RANDOM
     with suppress(OSError):
-        libc.madvise(address, length, MADV_NORMAL if wanted else MADV_RANDOM)
+        libc.madvise(address, length, advice)
 
 
 def discard(address: int, length: int) -> None:
@@ -81,8 +85,30 @@ def discard(address: int, length: int) -> None:
 
 
 def prefer_large_pages(address: int, length: int) -> None:
-    """Ask for pages as large as there are."""
+    """Ask for pages as large as there are, and for no more than the one that is touched.
+
+    Otherwise one small tensor between others brings in 4 MiB or more of its neighbours.
+    """
     libc.madvise(address, length, MADV_HUGEPAGE)
+    if _reads_whole_large_pages():
+        libc.madvise(address, length, MADV_RANDOM)
+
+
+def expect_lookups(address: int, length: int) -> None:
+    """Read single pages, as they are touched."""
+    with suppress(OSError):
+        libc.madvise(address, length, MADV_NOHUGEPAGE)
+    libc.madvise(address, length, MADV_RANDOM)
+
+
+@functools.cache
+def _reads_whole_large_pages() -> bool:
+    """Whether a fault where large pages are wanted reads one of them at a time: since 5.18.
+
+    Before that, or without them, random access is read page by page, at a fiftieth of the speed.
+    """
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    return release >= (5, 18) and os.path.isdir("/sys/kernel/mm/transparent_hugepage")
 
 
 def yield_to_others() -> None:

@@ -33,6 +33,9 @@ class Platform(Protocol):
     def discard(self, address: int, length: int) -> None:
         """Give whole pages of anonymous memory back, or do nothing."""
 
+    def expect_lookups(self, address: int, length: int) -> None:
+        """Read single pages of a range as they are touched, and none beside them."""
+
     def prefer_large_pages(self, address: int, length: int) -> None:
         """Ask for pages as large as there are; raises OSError where that cannot be asked for."""
 

@@ -18,6 +18,8 @@ import msgspec
 Layout = Literal["file", "packed"]
 LEAST_GAIN = 1.05
 """The file's order must be so many times faster: both in memory take twice the room."""
+LEAST_TOKENS = 128
+"""A step of fewer gains less than bringing a second order in would cost."""
 MAX_TOKENS = 2**20
 
 
@@ -44,6 +46,8 @@ class LayoutTable:
 
     def choose(self, types: Mapping[str, int], tokens: int) -> Layout:
         """The order for a step of ``tokens``, of a model whose packed tensors have so many bytes per type."""
+        if tokens < LEAST_TOKENS:
+            return "packed"
         file = packed = 0.0
         for name, nbytes in types.items():
             if (speeds := self.speeds.get(name.upper())) is not None and nbytes > 0:
@@ -57,7 +61,7 @@ class LayoutTable:
         sizes = {
             size for speeds in self.speeds.values() for size in speeds.file.keys() & speeds.packed.keys()
         }
-        for tokens in sorted({1, *sizes}):
+        for tokens in sorted({1, LEAST_TOKENS, *sizes}):
             layout = self.choose(types, tokens)
             if not found or layout != found[-1][1]:
                 first = self._first(types, layout, found[-1][0], tokens) if found else tokens

@@ -304,7 +304,8 @@ def test_what_left_is_brought_back(stored: tuple[Model, PagedWeights]) -> None:
     weights.page_out(0)
     weights.bring_back()
     brought(weights)
-    assert resident(weights)[0] == total(weights)
+    looked_up = sum(shard.nbytes for shard in weights.places if shard.name == "embeddings")
+    assert resident(weights)[0] >= total(weights) - looked_up
     assert weights.traffic.page_ins > 0
 
 
@@ -333,9 +334,8 @@ def test_each_order_is_read_with_what_has_no_other(path: Path, pantry: Pantry) -
         in_file = both[: len(both) - len(packed)]
         assert both[len(in_file) :] == packed
         for placed in model.tensors:
-            assert any(p.address <= placed.file.address and placed.file.end <= p.end for p in in_file)
-        embeddings = next(shard for shard in weights.places if shard.name == "embeddings")
-        assert packed[-len(embeddings.working) :] == list(embeddings.working)
+            there = any(p.address <= placed.file.address and placed.file.end <= p.end for p in in_file)
+            assert there == (placed.name != "token_embd.weight"), "rows of embeddings are looked up"
 
 
 def test_a_first_step_reads_ahead_and_later_ones_do_not(path: Path, pantry: Pantry) -> None:

@@ -21,7 +21,9 @@ def test_pages_leave_that_were_read_by_somebody_else(mapped_file: Any) -> None:
     evict(Range(mapped_file.address, mapped_file.length))
     mapped_file.path.read_bytes()
     assert resident_bytes(mapped_file.address, mapped_file.length) in (mapped_file.length, None)
-    assert evict(Range(mapped_file.address, mapped_file.length)) in (0, None)
+    # What another CPU has just read is on a list of its own for a moment, where nobody can take it.
+    place = Range(mapped_file.address, mapped_file.length)
+    assert any(evict(place) in (0, None) for _ in range(100))
 
 
 def test_what_is_beside_the_range_stays(mapped_file: Any) -> None:

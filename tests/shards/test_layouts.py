@@ -13,7 +13,10 @@ Q4_0 = Speeds({1: 12, 4: 52, 256: 82}, {1: 20, 4: 76, 256: 127})
 TABLE = LayoutTable({"q4_K": Q4_K, "Q4_0": Q4_0})
 
 
-@pytest.mark.parametrize(("tokens", "layout"), [(1, "packed"), (16, "packed"), (64, "file"), (4096, "file")])
+@pytest.mark.parametrize(
+    ("tokens", "layout"),
+    [(1, "packed"), (16, "packed"), (64, "packed"), (127, "packed"), (128, "file"), (4096, "file")],
+)
 def test_takes_the_faster_order(tokens: int, layout: str) -> None:
     assert TABLE.choose({"Q4_K": 10}, tokens) == layout
     assert TABLE.choose({"Q4_0": 10}, tokens) == "packed"
