@@ -178,8 +178,10 @@ class LlamaOpener:
             if drop_pages:
                 self._page_out_all(model)
         finally:
-            self._paging.closing(model)
-            model.close()
+            try:
+                self._paging.closing(model)
+            finally:
+                model.close()
         memory.trim_heap()
         if drop_pages:
             for path in paths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,13 +181,13 @@ class LlamaPaging:
         )
 
     def _sharing(self, open_model: OpenModel) -> dict[memory.Range, list[str]]:
-        """The places of a model that others use too, and who."""
+        """The places of a model that others use too, in order of addresses, and who."""
         found: dict[memory.Range, list[str]] = {}
         for other in self._open.values():
             if other is not open_model:
                 for place in open_model.paged.working.keys() & other.paged.working.keys():
                     found.setdefault(place, []).append(other.name)
-        return found
+        return dict(sorted(found.items(), key=lambda item: item[0].address))
 
 
 def _measure_file(model: Model) -> Residency | None:
@@ -199,12 +200,17 @@ def _measure_file(model: Model) -> Residency | None:
 
 
 def _names(places: Sequence[memory.Range], sharing: dict[memory.Range, list[str]]) -> tuple[str, ...]:
-    """Who uses places that lie in some of these."""
-    names: set[str] = set()
-    for shared, users in sharing.items():
-        if any(place.address <= shared.address < place.end for place in places):
-            names.update(users)
+    """Who uses some of these bytes too; ``sharing`` is in order of addresses."""
+    shared, names = list(sharing), set[str]()
+    for place in places:
+        first = max(bisect_right(shared, place.address, key=_address) - 1, 0)
+        for one in shared[first : bisect_left(shared, place.end, key=_address)]:
+            names.update(sharing[one] if one.end > place.address else ())
     return tuple(sorted(names))
+
+
+def _address(place: memory.Range) -> int:
+    return place.address
 
 
 def _resident_of(places: Iterable[memory.Range]) -> int:

@@ -78,7 +78,7 @@ class Packer:
         """Have a model packed; ``on_change`` is called on the packer's thread when tensors have moved."""
         job = PackingJob(model, on_change)
         with self._lock:
-            if self._closed.is_set():
+            if self._closed.is_set() or (self.pantry is None and self._choice is None):
                 job.cancel()
                 return job
             self._jobs.put(job)

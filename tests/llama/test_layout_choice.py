@@ -13,7 +13,7 @@ from shardload.llama import layout_choice
 from shardload.llama.layout_choice import LayoutChoice, default_path
 from shardload.shards.layouts import LayoutTable, Speeds, encode_tables, machine_key
 
-FASTER_IN_FILE = Speeds(file={1: 10.0, 64: 300.0}, packed={1: 20.0, 64: 200.0})
+FASTER_IN_FILE = Speeds(file={1: 10.0, 256: 300.0}, packed={1: 20.0, 256: 200.0})
 
 
 class Children:
@@ -53,15 +53,15 @@ def never() -> bool:
 
 def test_what_was_not_measured_is_read_packed(choice: LayoutChoice) -> None:
     choose = choice.for_types({"q4_K": 100})
-    assert {choose(tokens) for tokens in (1, 64, 512)} == {"packed"}
+    assert {choose(tokens) for tokens in (1, 256, 512)} == {"packed"}
 
 
 def test_what_is_measured_later_is_followed(choice: LayoutChoice, children: Children) -> None:
     choose = choice.for_types({"q4_K": 100})
-    assert choose(64) == "packed"
+    assert choose(256) == "packed"
     choice.measure(["q4_K"], is_busy=never, stops=never)
-    assert [choose(1), choose(64), choose(64)] == ["packed", "file", "file"]
-    assert choice.for_types({"q4_0": 100})(64) == "packed"
+    assert [choose(1), choose(256), choose(256)] == ["packed", "file", "file"]
+    assert choice.for_types({"q4_0": 100})(256) == "packed"
 
 
 def test_each_type_is_measured_once(choice: LayoutChoice, children: Children) -> None:
@@ -76,9 +76,9 @@ def test_measurements_are_remembered_for_the_build_and_the_threads(
     choice: LayoutChoice, children: Children
 ) -> None:
     choice.measure(["q4_K"], is_busy=never, stops=never)
-    assert LayoutChoice(choice.path, "build", 2).for_types({"q4_K": 1})(64) == "file"
+    assert LayoutChoice(choice.path, "build", 2).for_types({"q4_K": 1})(256) == "file"
     for build, threads in (("other", 2), ("build", 3)):
-        assert LayoutChoice(choice.path, build, threads).for_types({"q4_K": 1})(64) == "packed"
+        assert LayoutChoice(choice.path, build, threads).for_types({"q4_K": 1})(256) == "packed"
 
 
 def test_what_another_process_measured_stays(choice: LayoutChoice, children: Children) -> None:
