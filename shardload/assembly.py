@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,16 @@ def paging_of(config: Config, is_busy: Callable[[], bool]) -> Iterator[LlamaPagi
     """What minds the pages of a configuration's models; ``is_busy`` tells whether anything is computed."""
     from shardload.library.llama_paging import LlamaPaging
 
-    pantry = pantry_of(config.store)
-    paging = LlamaPaging(pantry, layout_choice(config.engine), is_busy)
-    try:
-        yield paging
-    finally:
-        paging.close()
+    with ExitStack() as stack:
+        pantry = pantry_of(config.store)
         if pantry is not None:
-            pantry.close()
+            stack.enter_context(closing(pantry))
+        try:
+            choice = layout_choice(config.engine)
+        except (OSError, NativeError) as error:
+            logger.warning("weights are read in one order only: %s", error)
+            choice = None
+        yield stack.enter_context(closing(LlamaPaging(pantry, choice, is_busy)))
 
 
 @contextmanager
@@ -56,8 +58,14 @@ def relieved_by(relieve: Callable[[int], Coroutine[Any, Any, None]]) -> Iterator
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
+    async def guarded(missing_bytes: int) -> None:
+        try:
+            await relieve(missing_bytes)
+        except Exception:
+            logger.exception("giving memory back under pressure failed")
+
     def begin(missing_bytes: int) -> None:
-        task = loop.create_task(relieve(missing_bytes))
+        task = loop.create_task(guarded(missing_bytes))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
