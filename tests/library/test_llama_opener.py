@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import pytest
+from packable import PROMPT, open_pantry, small_model
 
 from shardload import demo
 from shardload.config import Config, EngineConfig, parse_config
@@ -22,6 +26,7 @@ from shardload.memory import file_resident_bytes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
 DEMO = Path(demo.__file__).parent
 Make = Callable[..., Path]
 
@@ -156,6 +161,111 @@ async def test_a_cancelled_caller_waits_for_what_has_begun(opener: LlamaOpener) 
     await closing
     with pytest.raises(HandleClosed):
         _ = weights.model.pointer
+
+
+@pytest.fixture
+async def storing(tmp_path: Path) -> AsyncIterator[LlamaOpener]:
+    """An opener with a packed store."""
+    with (
+        Lane() as lane,
+        open_pantry(tmp_path / "store") as pantry,
+        closing(LlamaPaging(pantry, None, lambda: lane.is_busy)) as paging,
+    ):
+        yield LlamaOpener(lane, EngineConfig(threads=1), paging)
+
+
+def packable_entry(tmp_path: Path, name: str = "model") -> ModelEntry:
+    path = tmp_path / f"{name}.gguf"
+    if not path.exists():
+        small_model(path)
+    return Catalog(Config(files=(str(path),))).get(name)
+
+
+async def packed(opener: LlamaOpener, weights: Any) -> None:
+    job = opener._paging._open[weights.model].packing
+    assert job is not None
+    assert await anyio.to_thread.run_sync(job.done.wait, 30)
+
+
+async def say(opener: LlamaOpener, weights: Any, entry: ModelEntry) -> tuple[int, ...]:
+    instance = await opener.open_instance(weights, entry, "generate")
+    request = GenerationRequest(PROMPT, max_tokens=8, sampling=SamplingParams(temperature=0), ignore_eos=True)
+    said = tuple([token async for delta in instance.engine.stream(request) for token in delta.tokens])
+    await opener.close_instance(instance)
+    return said
+
+
+@linux_only
+async def test_what_is_packed_once_is_shared_and_mapped(storing: LlamaOpener, tmp_path: Path) -> None:
+    entry = packable_entry(tmp_path)
+    first = await storing.open_weights(entry, ignore)
+    expected = await say(storing, first, entry)
+    await packed(storing, first)
+    assert first.facts.places
+    second = await storing.open_weights(entry, ignore)
+    assert second.facts.places == first.facts.places
+    assert second.model.private_tensor_bytes == first.model.private_tensor_bytes == 0
+    assert await say(storing, second, entry) == expected
+    (one, other) = await storing.measure([first, second])
+    assert one is not None
+    assert other is not None
+    assert one.packed_bytes > 0
+    assert other.resident_bytes == 0, "its pages count for the first"
+    assert other.elsewhere_bytes > 0
+    await storing.close_weights(first, drop_pages=True)
+    assert await say(storing, second, entry) == expected
+    await storing.close_weights(second, drop_pages=True)
+
+
+@linux_only
+async def test_weights_with_a_limit_are_never_packed_in_memory(storing: LlamaOpener, tmp_path: Path) -> None:
+    entry = packable_entry(tmp_path)
+    plain = await storing.open_weights(entry, ignore)
+    expected = await say(storing, plain, entry)
+    await storing.close_weights(plain, drop_pages=False)
+    shutil.rmtree(tmp_path / "store", ignore_errors=True)
+    weights = await storing.open_weights(entry, ignore, resident_limit_bytes=2**18)
+    assert weights.model.private_tensor_bytes == 0
+    assert weights.model.paged.streams
+    await packed(storing, weights)
+    assert weights.model.unstored_tensors == []
+    assert await say(storing, weights, entry) == expected
+    await storing.set_resident_limit(weights, 2**19)
+    assert await say(storing, weights, entry) == expected
+    await storing.set_resident_limit(weights, None)
+    storing.bring_back(weights)
+    storing.allow_second_layout(weights, False)
+    assert await say(storing, weights, entry) == expected
+    assert await storing.page_out(weights, 0, []) >= 0
+    assert await say(storing, weights, entry) == expected
+    await storing.close_weights(weights, drop_pages=False)
+
+
+@linux_only
+async def test_a_model_is_closed_while_it_is_packed(storing: LlamaOpener, tmp_path: Path) -> None:
+    entries = [packable_entry(tmp_path, name) for name in ("one", "two")]
+    storing._paging._packer._is_busy = lambda: True
+    handles = [await storing.open_weights(entry, ignore) for entry in entries]
+    for handle in reversed(handles):
+        await storing.close_weights(handle, drop_pages=True)
+        with pytest.raises(HandleClosed):
+            _ = handle.model.pointer
+
+
+async def test_a_model_whose_pages_nobody_can_mind_is_closed(
+    opener: LlamaOpener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    def fail(self: LlamaPaging, name: str, model: Any, *_: Any) -> None:
+        opened.append(model)
+        raise OSError("no more threads")
+
+    monkeypatch.setattr(LlamaPaging, "opened", fail)
+    with pytest.raises(OSError, match="no more"):
+        await opener.open_weights(entry_of("fable"), ignore)
+    with pytest.raises(HandleClosed):
+        _ = opened[0].pointer
 
 
 async def test_giving_up(opener: LlamaOpener) -> None:
