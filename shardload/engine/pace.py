@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # What a chunk of a prompt may cost those who generate meanwhile, and those who may come while nobody does.
 SHARED_CHUNK_SECONDS = 0.3
-LONELY_CHUNK_SECONDS = 1.0
+LONELY_CHUNK_SECONDS = 2.0
 # Less than this computes hardly faster, more helps hardly.
 CHUNK_TOKENS = range(16, 129)
 # A prompt that nobody waits behind is not cut into crumbs because of a step that had to wait itself.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardload.engine.pace import CHUNK_TOKENS, Pace
+from shardload.engine.pace import CHUNK_TOKENS, LEAST_LONELY_TOKENS, Pace
 
 
 def test_before_anything_is_known_chunks_are_as_long_as_they_may() -> None:
@@ -16,9 +16,17 @@ def test_chunks_are_as_long_as_their_time() -> None:
     pace = Pace()
     pace.note(100, 1, 1.0, 1)
     assert pace.shared_chunk_tokens() == 30
-    assert pace.lonely_chunk_tokens(512) == 100
+    assert pace.lonely_chunk_tokens(512) == 200
     pace.note(100, 1, 1000.0, 1)
     assert pace.shared_chunk_tokens() == CHUNK_TOKENS[0]
+    assert pace.lonely_chunk_tokens(512) == LEAST_LONELY_TOKENS
+
+
+def test_a_step_that_had_to_wait_is_forgotten_with_the_next() -> None:
+    pace = Pace()
+    pace.note(100, 1, 100.0, 1)
+    pace.note(100, 1, 0.5, 1)
+    assert pace.lonely_chunk_tokens(4096) == 400
 
 
 def test_a_step_on_half_of_the_cores_counts_as_on_all_of_them() -> None:
