@@ -38,13 +38,13 @@ def serving(*arguments: str | Path) -> Iterator[Serving]:
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT
     ) as process:
         try:
-            yield _announced(process)
+            yield announced(process)
         finally:
             process.terminate()
             process.communicate(timeout=STOP_SECONDS)
 
 
-def _announced(process: subprocess.Popen[str]) -> Serving:
+def announced(process: subprocess.Popen[str]) -> Serving:
     """Read until the announcement is complete, which ends with an empty line."""
     assert process.stdout is not None
     printed, url = "", None
