@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -149,20 +150,11 @@ class LlamaOpener:
     def _open_weights(
         self, entry: ModelEntry, report: _Reporter, resident_limit_bytes: int | None
     ) -> WeightsHandle:
-        from shardload.llama import Model, ModelParams
-
         if self._giving_up.is_set():
             raise LoadFailed(str(entry.path), "the process is ending")
         memory.trim_heap()
         before = memory.process_memory().anonymous_bytes
-        params = ModelParams(
-            gpu_layers=self._settings.gpu_layers,
-            use_extra_bufts=True,
-            shelf=self._paging.shelf(entry.paths),
-            # Where memory is short nothing is packed in memory: what is not stored is read from the file.
-            pack_at_once=resident_limit_bytes is None,
-        )
-        model = Model.open(entry.paths, params, report)
+        model = self._open_model(entry, report, resident_limit_bytes)
         try:
             memory.trim_heap()
             grown_bytes = memory.process_memory().anonymous_bytes - before
@@ -171,6 +163,25 @@ class LlamaOpener:
             model.close()
             raise
         return WeightsHandle(vocab=model.vocab, read_facts=opened.facts, model=model)
+
+    def _open_model(self, entry: ModelEntry, report: _Reporter, limit_bytes: int | None) -> Model:
+        from shardload.llama import Model, ModelParams
+
+        params = ModelParams(
+            gpu_layers=self._settings.gpu_layers,
+            use_extra_bufts=True,
+            shelf=self._paging.shelf(entry.paths),
+            # Where memory is short nothing is packed in memory: what is not stored is read from the file.
+            pack_at_once=limit_bytes is None,
+        )
+        try:
+            return Model.open(entry.paths, params, report)
+        except LoadFailed as error:
+            if limit_bytes is None or self._giving_up.is_set():
+                raise
+            # Room is reserved for all that might be packed: more than the machine has is refused.
+            logger.info("%s is opened without packed weights: %s", entry.path, error)
+            return Model.open(entry.paths, replace(params, use_extra_bufts=False), report)
 
     def _close_weights(self, model: Model, *, drop_pages: bool) -> None:
         paths = model.paths

@@ -155,6 +155,9 @@ class Context(Handle):
         """What tells how far a step has come, for weights that are read while it computes."""
         paged = self.model.paged
         if paged is None or not paged.streams:
+            if self._cursor is not None:  # counting on and on, it would stop a step some day
+                self._cursor.close()
+                self._cursor = None
             return None
         if self._cursor is None:
             try:

@@ -22,6 +22,7 @@ from shardload.library.lease import Lease
 from shardload.library.llama_opener import LlamaOpener, available_cores, cached_bytes
 from shardload.library.llama_paging import LlamaPaging
 from shardload.library.manager import Manager
+from shardload.llama import Model, ModelParams
 from shardload.memory import file_resident_bytes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -239,6 +240,32 @@ async def test_weights_with_a_limit_are_never_packed_in_memory(storing: LlamaOpe
     assert await storing.page_out(weights, 0, []) >= 0
     assert await say(storing, weights, entry) == expected
     await storing.close_weights(weights, drop_pages=False)
+
+
+@linux_only
+async def test_what_has_no_room_to_be_packed_streams_as_it_is(
+    storing: LlamaOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+    open_model = Model.open
+
+    def refuse(paths: Any, params: ModelParams, progress: Any) -> Model:
+        tried.append(params.use_extra_bufts)
+        if params.use_extra_bufts:
+            raise LoadFailed(str(paths[0]), "unable to allocate CPU_REPACK buffer")
+        return open_model(paths, params, progress)
+
+    entry = packable_entry(tmp_path)
+    monkeypatch.setattr(Model, "open", refuse)
+    weights = await storing.open_weights(entry, ignore, resident_limit_bytes=2**18)
+    assert tried == [True, False]
+    assert weights.model.paged.streams
+    assert weights.model.unstored_tensors == []
+    assert len(await say(storing, weights, entry)) == 8
+    await storing.close_weights(weights, drop_pages=False)
+    with pytest.raises(LoadFailed, match="unable"):
+        await storing.open_weights(entry, ignore)
+    assert tried == [True, False, True]
 
 
 @linux_only

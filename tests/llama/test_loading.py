@@ -39,6 +39,7 @@ from shardload.memory.mapped import mapped_files
 from shardload.shards.identity import FileIdentity
 from shardload.shards.pantry import Pantry
 from shardload.shards.places import FilePlace
+from shardload_native import hooks
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
 
@@ -426,6 +427,27 @@ def test_a_place_beyond_the_files_end_is_none(tmp_path: Path) -> None:
     assert len(loading.files) == 1
     loading.release()
     assert loading_module._mapped(FilePlace(tmp_path / "absent", 0, 1)) is None
+
+
+def test_layers_on_another_device_take_the_ordinary_way(path: Path, pantry: Pantry) -> None:
+    pack_file(path, pantry)
+    with open_shelved(path, pantry, gpu_layers=1) as model:
+        assert (model.tensors, model.mappings, model.ranges()) == ((), (), [])
+        assert pack(model, pantry) == 0
+        assert say(model) == said_by(path, PACKED)
+
+
+def test_without_usable_hooks_a_load_is_the_ordinary_one(
+    path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_file(path, pantry)
+    expected = said_by(path, PACKED)
+    monkeypatch.setattr(hooks, "hook_verdict", lambda: hooks.HookVerdict(False, "not today", None))
+    with open_shelved(path, pantry) as model:
+        assert (model.tensors, model.mappings) == ((), ())
+        assert not model.lazily_mapped
+        assert pack(model, pantry) == 0
+        assert say(model) == expected
 
 
 def test_a_split_model_is_packed_as_one(pantry: Pantry, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -26,9 +27,10 @@ from packable import (
 )
 
 from shardload import memory
+from shardload.engine.runner import Run
 from shardload.gguf import TensorInfo
 from shardload.gguf.constants import TENSOR_TYPES
-from shardload.llama import Model, ModelParams
+from shardload.llama import Context, ContextParams, Model, ModelParams
 from shardload.llama import paged as paged_module
 from shardload.llama.packing import pack
 from shardload.llama.paged import PagedWeights
@@ -424,8 +426,10 @@ def test_streaming_stays_within_its_limit(disk_path: Path, pantry: Pantry) -> No
         weights.set_limit(limit)
         weights.page_out(limit)
         say(model)
-        # Rows of the embeddings are looked up, and pages around them are read.
-        assert resident(weights)[0] < 1.25 * limit
+        # What the last step has left behind leaves after it. Rows of the embeddings stay.
+        ends = time.monotonic() + SECONDS
+        while resident(weights)[0] > 1.1 * limit:
+            assert time.monotonic() < ends
         assert weights.traffic.page_ins > 0
 
 
@@ -440,6 +444,17 @@ def test_streaming_leaves_no_second_order_behind(
     embeddings = weights.places[0]
     assert embeddings.name == "embeddings"
     assert shared_bytes(evicted, embeddings.working) == embeddings.nbytes, "only rows of it are looked up"
+
+
+def test_steps_are_followed_as_long_as_weights_are_streamed(stored: tuple[Model, PagedWeights]) -> None:
+    model, weights = stored
+    params = ContextParams(ctx_tokens=64, threads=1, threads_batch=1)
+    with Context(model, params) as context:
+        for limit, followed in ((None, False), (2**18, True), (2**19, True), (None, False), (2**18, True)):
+            weights.set_limit(limit)
+            context.forget(0)
+            assert context.decode([Run(0, 0, [1, 300, 301], "last")])
+            assert (context._cursor is not None) == followed
 
 
 def test_a_mixture_streams(disk_path: Path, pantry: Pantry) -> None:
