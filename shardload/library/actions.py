@@ -66,10 +66,14 @@ class Actions:
             self._close(ledger, context.key)
         for weights in relief.weights:
             assert isinstance(weights, Weights)
-            for instance in [each for each in weights.instances if each.idle]:
-                self._close(ledger, instance)
-            weights.closes = weights.drop_pages = True
-            self.evicted.append(weights)
+            self.evict(ledger, weights)
+
+    def evict(self, ledger: Ledger, weights: Weights) -> None:
+        """Begin to close weights with everything on them, and to drop their pages."""
+        for instance in [each for each in weights.instances if each.idle]:
+            self._close(ledger, instance)
+        weights.closes = weights.drop_pages = True
+        self.evicted.append(weights)
 
     def resize(self, weights: Weights, limit_bytes: int | None) -> None:
         """Begin to give weights another share: what more they may have counts from now on."""

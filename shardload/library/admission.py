@@ -205,6 +205,16 @@ class Turn:
         actions.take(self.ledger, found)
         if found.retry_at is not None:
             actions.look_again(found.retry_at)
+        elif not found.freed_bytes:
+            self._start_over(instance, actions)
+
+    def _start_over(self, instance: Instance, actions: Actions) -> None:
+        """Close the instance's own weights if pages of theirs that do not leave are all that is in its way."""
+        weights = self.ledger.weights.get(instance.file)
+        if weights is None or weights.active or self.ledger.leaving_bytes() > 0:
+            return
+        if weights.stuck_bytes + weights.stuck_second_bytes > 0:
+            actions.evict(self.ledger, weights)
 
     def _holdings(self, instance: Instance) -> list[Holding]:
         """What may leave for an instance; with requests from before, models may not be taken from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from fake_library import COMPUTE_BYTES, KV_BYTES, ONE_MODEL, VOCABULARY_BYTES, Library, OpenLibrary
 
@@ -389,3 +390,24 @@ async def test_a_little_more_is_freed_than_is_wanted(open_library: OpenLibrary) 
         # Of 200 MiB a 64th, in whole MiB, beside the 70 that are missing.
         kept = [move[2] for move in moves(library, "page out")]
         assert sum(90 * unit - keep for keep in kept if isinstance(keep, int)) // unit == 73
+
+
+@pytest.mark.parametrize("budget", [100, 175, 185])
+async def test_pages_that_do_not_leave_hold_no_request_up(open_library: OpenLibrary, budget: int) -> None:
+    async with open_library("a", budget=10) as library:
+        library.opener.seconds["a"] = 60
+        library.opener.stubborn.add("a")
+        lease = await library.lease("a")
+        await library.rest()
+        library.opener.compute(lease.engine)
+        lease.release()
+        await library.rest()
+        config = library.catalog.config
+        await library.manager.reconfigure(
+            msgspec.structs.replace(config, memory=msgspec.structs.replace(config.memory, budget=budget))
+        )
+        await library.rest()
+        request = library.request("a")
+        await library.rest()
+        await library.pass_time(1000)
+        assert request.lease is not None
