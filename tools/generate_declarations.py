@@ -54,7 +54,8 @@ GGML = """
     ggml_init ggml_free ggml_new_tensor_2d ggml_nbytes ggml_mul_mat ggml_new_graph ggml_build_forward_expand
     ggml_tensor_overhead ggml_graph_overhead
     ggml_backend_alloc_ctx_tensors_from_buft ggml_backend_alloc_ctx_tensors ggml_backend_buffer_free
-    ggml_backend_buffer_get_base ggml_backend_buffer_get_size ggml_backend_buffer_is_host
+    ggml_backend_buffer_clear ggml_backend_buffer_get_base ggml_backend_buffer_get_size
+    ggml_backend_buffer_is_host
     ggml_backend_tensor_set ggml_backend_tensor_get ggml_backend_init_by_type ggml_backend_free
     ggml_backend_graph_compute
 """

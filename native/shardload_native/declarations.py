@@ -360,6 +360,7 @@ typedef struct ggml_backend * ggml_backend_t;
 struct ggml_backend_buffer * ggml_backend_alloc_ctx_tensors(struct ggml_context * ctx, ggml_backend_t backend);
 typedef struct ggml_backend_buffer * ggml_backend_buffer_t;
 void ggml_backend_buffer_free (ggml_backend_buffer_t buffer);
+void ggml_backend_buffer_clear (ggml_backend_buffer_t buffer, uint8_t value);
 void * ggml_backend_buffer_get_base (ggml_backend_buffer_t buffer);
 size_t ggml_backend_buffer_get_size (ggml_backend_buffer_t buffer);
 bool ggml_backend_buffer_is_host (ggml_backend_buffer_t buffer);
