@@ -209,7 +209,7 @@ class Turn:
             self._start_over(instance, actions)
 
     def _start_over(self, instance: Instance, actions: Actions) -> None:
-        """Close the instance's own weights if pages of theirs that do not leave are all that is in its way."""
+        """Close the instance's own weights if nothing but pages of theirs that stay is in its way."""
         weights = self.ledger.weights.get(instance.file)
         if weights is None or weights.active or self.ledger.leaving_bytes() > 0:
             return

@@ -91,7 +91,6 @@ def test_without_slots_nothing_is_given_back(
         assert context.kv_resident_bytes == context.kv_bytes
 
 
-@pytest.mark.usefixtures("_no_slots")
 def test_a_cache_is_no_memory_before_it_is_used_and_all_zeros(model: Model) -> None:
     with Context(model, ContextParams(ctx_tokens=8192, threads=1, threads_batch=1)) as context:
         assert context.kv_resident_bytes < 0.2 * context.kv_bytes
@@ -99,10 +98,11 @@ def test_a_cache_is_no_memory_before_it_is_used_and_all_zeros(model: Model) -> N
             assert not any(ctypes.string_at(place.address, place.length))
 
 
+@pytest.mark.usefixtures("_no_slots")
 def test_a_slot_that_holds_no_function_is_left_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     number = model.llama.ffi.new("uintptr_t *", 12345)
     address = int(model.llama.ffi.cast("uintptr_t", number))
-    monkeypatch.setattr(buffers, "find_slots", lambda library, symbols: dict.fromkeys(symbols, [address]))
+    monkeypatch.setattr(buffers, "find_slots", lambda _, symbols: {name: [address] for name in symbols})
     with opened(model) as context:
         assert context.give_back() == 0
     assert number[0] == 12345

@@ -20,9 +20,9 @@ def say(llama: Llama, level: int, text: str) -> None:
 
 
 def test_levels(llama: Llama, caplog: pytest.LogCaptureFixture) -> None:
-    say(llama, DEBUG, "\n")  # ends what an earlier load has begun: a row of dots
-    caplog.clear()
     with caplog.at_level(logging.DEBUG, logger="shardload.llama"):
+        say(llama, DEBUG, "\n")  # ends what an earlier load has begun: a row of dots
+        caplog.clear()
         for level in (DEBUG, INFO, WARN, ERROR):
             say(llama, level, f"line {level}\n")
     assert [(record.levelno, record.message) for record in caplog.records] == [
