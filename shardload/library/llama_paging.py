@@ -100,6 +100,8 @@ class LlamaPaging:
         try:
             if limit_bytes is not None:
                 found.paged.set_limit(limit_bytes)
+            if found.paged.packed:
+                model.drop_read_ahead()
             if model.tensors:
                 found.packing = self._packer.pack(model, found.refresh)
         except BaseException:

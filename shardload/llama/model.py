@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from shardload.llama.paged import PagedWeights
 
 logger = logging.getLogger("shardload.llama")
+
+READ_AHEAD_BYTES = 16 * 2**20
+"""More than systems read ahead of one who reads a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,15 @@ class Model(Handle):
         if self.paged is not None:
             return self.paged.step(tokens, cursor)
         return self.layouts.computing("packed")
+
+    def drop_read_ahead(self) -> None:
+        """Let go of what reading the headers has read beyond them; nothing that is in use."""
+        for path, mapping in zip(self.paths, self._kept, strict=False):
+            end = mapping.address + mapping.length
+            inside = [p.file.address for p in self.tensors if mapping.address <= p.file.address < end]
+            if inside:
+                with suppress(OSError):  # deleted meanwhile
+                    memory.drop_file_cache(path, min(inside) - mapping.address, READ_AHEAD_BYTES)
 
     def keep_mapped(self, file: MappedFile) -> None:
         """Take over a mapping that tensors are moved to; it lasts as long as the weights."""

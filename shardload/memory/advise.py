@@ -8,7 +8,7 @@ from os import PathLike
 
 import numpy as np
 
-from shardload.memory.pages import PAGE_BYTES, Range, page_span
+from shardload.memory.pages import PAGE_BYTES, Range, clipped_length, page_span
 from shardload.memory.platform import current
 
 POPULATE_CHUNK_BYTES = 8 * 2**20
@@ -64,14 +64,15 @@ def expect_lookups(place: Range) -> None:
         current().expect_lookups(span.address, span.length)
 
 
-def drop_file_cache(path: str | PathLike[str]) -> bool:
-    """Ask for a file's pages to leave memory; False where that is impossible.
+def drop_file_cache(path: str | PathLike[str], offset: int = 0, length: int | None = None) -> bool:
+    """Ask for the pages of a file, or of a range of it, to leave memory; False where that is impossible.
 
     Pages that are dirty, or mapped by anybody, stay. Raises OSError for a file that cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return current().drop_cache(descriptor) if os.fstat(descriptor).st_size else True
+        wanted = clipped_length(descriptor, offset, length)
+        return current().drop_cache(descriptor, offset, wanted) if wanted else True
     finally:
         os.close(descriptor)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,10 +60,10 @@ def yield_to_others() -> None:
     """Not done here: priorities are those of whole processes."""
 
 
-def drop_cache(descriptor: int) -> bool:
-    """Ask for the pages of a file to leave memory."""
-    with mapped(descriptor, 0, os.fstat(descriptor).st_size) as address:
-        span = page_span(address, os.fstat(descriptor).st_size)
+def drop_cache(descriptor: int, offset: int, length: int) -> bool:
+    """Ask for the pages of a range of a file to leave memory."""
+    with mapped(descriptor, offset, length) as address:
+        span = page_span(address, length)
         return page_out(span.address, span.length)
 
 

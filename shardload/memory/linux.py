@@ -116,9 +116,9 @@ def yield_to_others() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
 
 
-def drop_cache(descriptor: int) -> bool:
-    """Ask for the clean, unmapped pages of a file to leave memory."""
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+def drop_cache(descriptor: int, offset: int, length: int) -> bool:
+    """Ask for the clean, unmapped pages of a range of a file to leave memory."""
+    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
     return True
 
 

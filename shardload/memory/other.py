@@ -49,7 +49,7 @@ def yield_to_others() -> None:
     """Not done here: priorities are those of whole processes."""
 
 
-def drop_cache(descriptor: int) -> bool:
+def drop_cache(descriptor: int, offset: int, length: int) -> bool:
     """Cannot be asked for here."""
     return False
 

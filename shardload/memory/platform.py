@@ -42,8 +42,8 @@ class Platform(Protocol):
     def yield_to_others(self) -> None:
         """Let threads of normal priority go before the calling one, where threads have priorities."""
 
-    def drop_cache(self, descriptor: int) -> bool:
-        """Ask for a file's unmapped pages to leave memory; False where that cannot be asked for."""
+    def drop_cache(self, descriptor: int, offset: int, length: int) -> bool:
+        """Ask for unmapped pages of a file to leave memory; False where that cannot be asked for."""
 
     def process_memory(self) -> ProcessMemory:
         """What this process has in memory."""

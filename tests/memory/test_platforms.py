@@ -85,7 +85,7 @@ def test_darwin_with_its_calls_replaced(mapped_file: Any, monkeypatch: pytest.Mo
     assert pages.tolist() == [True] * 3
     with mapped_file.path.open("rb") as file:
         assert darwin.cached_bytes(file.fileno(), PAGE_BYTES, 10) == 10
-        assert darwin.drop_cache(file.fileno())
+        assert darwin.drop_cache(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     assert darwin.page_out(mapped_file.address, PAGE_BYTES)
     darwin.populate_read(mapped_file.address, 2 * PAGE_BYTES)
     assert calls == [
@@ -99,7 +99,7 @@ def test_other_systems_say_what_they_cannot(mapped_file: Any) -> None:
     assert other.residency(mapped_file.address, 2) is None
     assert other.cached_bytes(0, 0, 1) is None
     assert not other.page_out(mapped_file.address, PAGE_BYTES)
-    assert not other.drop_cache(0)
+    assert not other.drop_cache(0, 0, 1)
     other.populate_read(mapped_file.address, mapped_file.length)
 
 
