@@ -146,7 +146,7 @@ def pack(
 
     ``progress`` is told the stage ("reading" or "packing"), bytes done and bytes in all. ``stops`` is asked
     before each piece of work. Returns the bytes that have moved, as the file has them. Raises StoreFull,
-    StoreUnavailable and OSError; what has moved until then stays so.
+    StoreUnavailable, OSError, and a GGUFError where the file is gone; what has moved until then stays so.
     """
     if stops():
         return 0

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,6 @@ import pytest
 from packable import (
     MIXTURE,
     PROMPT,
-    SIZE,
-    Said,
     fine_tune,
     open_pantry,
     open_shelved,
@@ -25,49 +20,21 @@ from packable import (
     small_model,
     speaking,
 )
+from paged_models import LARGE, packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
 
-from shardload import memory
-from shardload.engine.runner import Run
-from shardload.gguf import TensorInfo
-from shardload.gguf.constants import TENSOR_TYPES
-from shardload.llama import Context, ContextParams, Model, ModelParams
+from shardload.llama import Model, ModelParams
 from shardload.llama import paged as paged_module
 from shardload.llama.packing import pack
 from shardload.llama.paged import PagedWeights
-from shardload.llama.placed import PlacedTensor
 from shardload.memory import Prefetcher, Range
 from shardload.shards.layouts import Layout
 from shardload.shards.pantry import Pantry
 from shardload.shards.places import merged, without
-from shardload.shards.shard import shards_of
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
 
 PACKED = ModelParams(use_extra_bufts=True)
-WINDOW_BYTES = 64 * 2**10
-LARGE = replace(SIZE, dim=1024, heads=8, kv_heads=4, ff=2048, vocabulary=2048)
 SECONDS = 30
-
-
-def info(placed: PlacedTensor) -> TensorInfo:
-    ne = tuple(length for at, length in enumerate(placed.ne) if at == 0 or length > 1)
-    return TensorInfo(placed.name, TENSOR_TYPES[placed.type_code], ne, 0, placed.file.length)
-
-
-@contextmanager
-def paged(model: Model, prefetcher: Prefetcher | None = None) -> Iterator[PagedWeights]:
-    with ExitStack() as stack:
-        prefetcher = prefetcher or stack.enter_context(closing(Prefetcher()))
-        shards = shards_of(map(info, model.tensors))
-        yield stack.enter_context(closing(PagedWeights(model, shards, prefetcher, window_bytes=WINDOW_BYTES)))
-
-
-def write_out(folder: Path) -> None:
-    """Have all files on the disk, so that their pages can leave."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 @pytest.fixture
@@ -88,26 +55,6 @@ def stored(path: Path, pantry: Pantry) -> Iterator[tuple[Model, PagedWeights]]:
     write_out(path.parent)
     with open_shelved(path, pantry) as model, paged(model) as weights:
         yield model, weights
-
-
-def packed_bytes(weights: PagedWeights) -> int:
-    return sum(place.length for place in weights.packed)
-
-
-def resident(weights: PagedWeights) -> tuple[int, int]:
-    found = weights.measure([])
-    assert found is not None
-    return sum(shard.resident_bytes for shard in found), sum(shard.second_bytes for shard in found)
-
-
-def total(weights: PagedWeights) -> int:
-    return sum(shard.nbytes for shard in weights.places)
-
-
-def read_all(weights: PagedWeights) -> None:
-    for shard in weights.places:
-        for place in (*shard.working, *shard.second):
-            memory.populate_read(place.address, place.length)
 
 
 def brought(weights: PagedWeights) -> None:
@@ -240,14 +187,6 @@ def evicted(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
     asked: list[Range] = []
     monkeypatch.setattr(paged_module, "evict", lambda place: asked.append(place) or 0)
     return asked
-
-
-def shared_bytes(places: Iterable[Range], others: Iterable[Range]) -> int:
-    """The bytes that are in some ranges and in others."""
-    ones = merged(places, gap_bytes=0)
-    return sum(one.length for one in ones) - sum(
-        one.length for one in without(ones, merged(others, gap_bytes=0))
-    )
 
 
 def test_pages_leave_and_the_answer_is_the_same(disk_path: Path, pantry: Pantry) -> None:
@@ -392,159 +331,6 @@ def test_the_wait_for_pages_is_what_steps_take_longer(path: Path, monkeypatch: p
         assert weights.traffic.page_ins == 7
         for job in jobs:
             job.done.set()
-
-
-# -- streaming
-
-
-def test_streamed_weights_say_the_same(stored: tuple[Model, PagedWeights]) -> None:
-    model, weights = stored
-    expected = say(model)
-    read_all(weights)
-    weights.set_limit(total(weights) // 3)
-    assert weights.streams
-    with speaking(model) as speak:
-        for _ in range(3):
-            assert speak() == expected
-        weights.set_limit(total(weights) // 2)
-        assert speak() == expected
-        weights.set_limit(None)
-        assert not weights.streams
-        before = weights.traffic
-        assert speak() == expected
-    assert before.page_outs > 0
-    assert weights.traffic.page_outs == before.page_outs
-
-
-def test_streaming_stays_within_its_limit(disk_path: Path, pantry: Pantry) -> None:
-    path = small_model(disk_path / "large.gguf", "Q4_0", LARGE)
-    pack_file(path, pantry)
-    write_out(disk_path)
-    with open_shelved(path, pantry) as model, paged(model) as weights:
-        read_all(weights)
-        limit = total(weights) // 2
-        weights.set_limit(limit)
-        weights.page_out(limit)
-        say(model)
-        # What the last step has left behind leaves after it. Rows of the embeddings stay.
-        ends = time.monotonic() + SECONDS
-        while resident(weights)[0] > 1.1 * limit:
-            assert time.monotonic() < ends
-        assert weights.traffic.page_ins > 0
-
-
-def test_streaming_leaves_no_second_order_behind(
-    stored: tuple[Model, PagedWeights], evicted: list[Range]
-) -> None:
-    _, weights = stored
-    weights.set_limit(total(weights) // 2)
-    second = [place for shard in weights.places for place in shard.second]
-    working = [place for shard in weights.places for place in shard.working]
-    assert shared_bytes(evicted, second) >= sum(place.length for place in without(second, merged(working)))
-    embeddings = weights.places[0]
-    assert embeddings.name == "embeddings"
-    assert shared_bytes(evicted, embeddings.working) == embeddings.nbytes, "only rows of it are looked up"
-
-
-def test_steps_are_followed_as_long_as_weights_are_streamed(stored: tuple[Model, PagedWeights]) -> None:
-    model, weights = stored
-    params = ContextParams(ctx_tokens=64, threads=1, threads_batch=1)
-    with Context(model, params) as context:
-        for limit, followed in ((None, False), (2**18, True), (2**19, True), (None, False), (2**18, True)):
-            weights.set_limit(limit)
-            context.forget(0)
-            assert context.decode([Run(0, 0, [1, 300, 301], "last")])
-            assert (context._cursor is not None) == followed
-
-
-def test_a_mixture_streams(disk_path: Path, pantry: Pantry) -> None:
-    path = small_model(disk_path / "experts.gguf", "Q4_K", MIXTURE)
-    expected = said_by(path, PACKED)
-    pack_file(path, pantry)
-    with open_shelved(path, pantry) as model, paged(model) as weights:
-        weights.set_limit(total(weights) // 3)
-        for _ in range(2):
-            assert say(model) == expected
-
-
-def test_what_is_packed_while_it_streams_is_streamed_from_the_store(path: Path, pantry: Pantry) -> None:
-    expected = said_by(path, PACKED)
-    with open_shelved(path, pantry, pack_at_once=False) as model, paged(model) as weights:
-        limit = total(weights) // 2
-        weights.set_limit(limit)
-        assert say(model) == said_by(path)
-        first = weights._streamer
-        pack(model, pantry, moved=weights.refresh)
-        assert packed_bytes(weights) > 0
-        assert weights.streams
-        assert weights._streamer is not first
-        assert say(model) == expected
-
-
-def test_limits_that_change_while_steps_are_computed(stored: tuple[Model, PagedWeights]) -> None:
-    model, weights = stored
-    expected = say(model)
-    said: list[Said] = []
-    ends = threading.Event()
-
-    def compute() -> None:
-        with speaking(model) as speak:
-            while not ends.is_set() or not said:
-                said.append(speak(3))
-
-    lane = threading.Thread(target=compute)
-    lane.start()
-    whole = total(weights)
-    for share in (0.3, 0.6, None, 0.2, None, 0.5, None) * 3:
-        weights.set_limit(None if share is None else int(share * whole))
-    ends.set()
-    lane.join(SECONDS)
-    assert said
-    assert all(one.tokens == expected.tokens[:3] for one in said)
-
-
-def test_everything_at_once(path: Path, pantry: Pantry, disk_path: Path) -> None:
-    """Steps, packing, reading ahead, paging out, streaming and measuring, each on a thread of its own."""
-    expected = said_by(path, PACKED)
-    errors: list[BaseException] = []
-    said: list[Said] = []
-    packed = threading.Event()
-
-    def repeated(work: Callable[[], object]) -> threading.Thread:
-        def run() -> None:
-            try:
-                while not packed.is_set():
-                    work()
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        return thread
-
-    with open_shelved(path, pantry) as model, paged(model) as weights, speaking(model) as speak:
-        weights.choose = lambda tokens: "file" if tokens > 1 and len(said) % 2 else "packed"
-        threads = [
-            repeated(lambda: said.append(speak())),
-            repeated(weights.bring_back),
-            repeated(lambda: weights.page_out(2**17)),
-            repeated(lambda: (weights.set_limit(2**18), weights.set_limit(None))),
-            repeated(lambda: (weights.measure([]), weights.traffic)),
-        ]
-        while len(said) < 3 and not errors:
-            pass
-        try:
-            pack(model, pantry, moved=weights.refresh)
-            while len(said) < 8 and not errors:
-                pass
-        finally:
-            packed.set()
-            for thread in threads:
-                thread.join(SECONDS)
-        assert errors == []
-        weights.choose = lambda _: "packed"
-        assert speak() == expected
-        assert {one.tokens for one in said} == {expected.tokens}
 
 
 # -- ends

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from packable import (
+    MIXTURE,
+    Said,
+    open_pantry,
+    open_shelved,
+    pack_file,
+    said_by,
+    say,
+    small_model,
+    speaking,
+)
+from paged_models import LARGE, packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
+
+from shardload.engine.runner import Run
+from shardload.llama import Context, ContextParams, Model, ModelParams
+from shardload.llama import paged as paged_module
+from shardload.llama.packing import pack
+from shardload.llama.paged import PagedWeights
+from shardload.memory import Range
+from shardload.shards.pantry import Pantry
+from shardload.shards.places import merged, without
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
+
+PACKED = ModelParams(use_extra_bufts=True)
+SECONDS = 30
+
+
+@pytest.fixture
+def pantry(disk_path: Path) -> Iterator[Pantry]:
+    with open_pantry(disk_path / "store") as pantry:
+        yield pantry
+
+
+@pytest.fixture
+def path(disk_path: Path) -> Path:
+    return small_model(disk_path / "model.gguf")
+
+
+@pytest.fixture
+def stored(path: Path, pantry: Pantry) -> Iterator[tuple[Model, PagedWeights]]:
+    """A model that is mapped in both orders."""
+    pack_file(path, pantry)
+    write_out(path.parent)
+    with open_shelved(path, pantry) as model, paged(model) as weights:
+        yield model, weights
+
+
+@pytest.fixture
+def evicted(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
+    """What is sent away; nothing leaves."""
+    asked: list[Range] = []
+    monkeypatch.setattr(paged_module, "evict", lambda place: asked.append(place) or 0)
+    return asked
+
+
+def test_streamed_weights_say_the_same(stored: tuple[Model, PagedWeights]) -> None:
+    model, weights = stored
+    expected = say(model)
+    read_all(weights)
+    weights.set_limit(total(weights) // 3)
+    assert weights.streams
+    with speaking(model) as speak:
+        for _ in range(3):
+            assert speak() == expected
+        weights.set_limit(total(weights) // 2)
+        assert speak() == expected
+        weights.set_limit(None)
+        assert not weights.streams
+        before = weights.traffic
+        assert speak() == expected
+    assert before.page_outs > 0
+    assert weights.traffic.page_outs == before.page_outs
+
+
+def test_streaming_stays_within_its_limit(disk_path: Path, pantry: Pantry) -> None:
+    path = small_model(disk_path / "large.gguf", "Q4_0", LARGE)
+    pack_file(path, pantry)
+    write_out(disk_path)
+    with open_shelved(path, pantry) as model, paged(model) as weights:
+        read_all(weights)
+        limit = total(weights) // 2
+        weights.set_limit(limit)
+        weights.page_out(limit)
+        say(model)
+        # What the last step has left behind leaves after it. Rows of the embeddings stay.
+        ends = time.monotonic() + SECONDS
+        while resident(weights)[0] > 1.1 * limit:
+            assert time.monotonic() < ends
+        assert weights.traffic.page_ins > 0
+
+
+def test_streaming_leaves_no_second_order_behind(
+    stored: tuple[Model, PagedWeights], evicted: list[Range]
+) -> None:
+    _, weights = stored
+    weights.set_limit(total(weights) // 2)
+    second = [place for shard in weights.places for place in shard.second]
+    working = [place for shard in weights.places for place in shard.working]
+    assert shared_bytes(evicted, second) >= sum(place.length for place in without(second, merged(working)))
+    embeddings = weights.places[0]
+    assert embeddings.name == "embeddings"
+    assert shared_bytes(evicted, embeddings.working) == embeddings.nbytes, "only rows of it are looked up"
+
+
+def test_steps_are_followed_as_long_as_weights_are_streamed(stored: tuple[Model, PagedWeights]) -> None:
+    model, weights = stored
+    params = ContextParams(ctx_tokens=64, threads=1, threads_batch=1)
+    with Context(model, params) as context:
+        for limit, followed in ((None, False), (2**18, True), (2**19, True), (None, False), (2**18, True)):
+            weights.set_limit(limit)
+            context.forget(0)
+            assert context.decode([Run(0, 0, [1, 300, 301], "last")])
+            assert (context._cursor is not None) == followed
+
+
+def test_a_mixture_streams(disk_path: Path, pantry: Pantry) -> None:
+    path = small_model(disk_path / "experts.gguf", "Q4_K", MIXTURE)
+    expected = said_by(path, PACKED)
+    pack_file(path, pantry)
+    with open_shelved(path, pantry) as model, paged(model) as weights:
+        weights.set_limit(total(weights) // 3)
+        for _ in range(2):
+            assert say(model) == expected
+
+
+def test_what_is_packed_while_it_streams_is_streamed_from_the_store(path: Path, pantry: Pantry) -> None:
+    expected = said_by(path, PACKED)
+    with open_shelved(path, pantry, pack_at_once=False) as model, paged(model) as weights:
+        limit = total(weights) // 2
+        weights.set_limit(limit)
+        assert say(model) == said_by(path)
+        first = weights._streamer
+        pack(model, pantry, moved=weights.refresh)
+        assert packed_bytes(weights) > 0
+        assert weights.streams
+        assert weights._streamer is not first
+        assert say(model) == expected
+
+
+def test_limits_that_change_while_steps_are_computed(stored: tuple[Model, PagedWeights]) -> None:
+    model, weights = stored
+    expected = say(model)
+    said: list[Said] = []
+    ends = threading.Event()
+
+    def compute() -> None:
+        with speaking(model) as speak:
+            while not ends.is_set() or not said:
+                said.append(speak(3))
+
+    lane = threading.Thread(target=compute)
+    lane.start()
+    whole = total(weights)
+    for share in (0.3, 0.6, None, 0.2, None, 0.5, None) * 3:
+        weights.set_limit(None if share is None else int(share * whole))
+    ends.set()
+    lane.join(SECONDS)
+    assert said
+    assert all(one.tokens == expected.tokens[:3] for one in said)
+
+
+def test_everything_at_once(path: Path, pantry: Pantry, disk_path: Path) -> None:
+    """Steps, packing, reading ahead, paging out, streaming and measuring, each on a thread of its own."""
+    expected = said_by(path, PACKED)
+    errors: list[BaseException] = []
+    said: list[Said] = []
+    packed = threading.Event()
+
+    def repeated(work: Callable[[], object]) -> threading.Thread:
+        def run() -> None:
+            try:
+                while not packed.is_set():
+                    work()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    with open_shelved(path, pantry) as model, paged(model) as weights, speaking(model) as speak:
+        weights.choose = lambda tokens: "file" if tokens > 1 and len(said) % 2 else "packed"
+        threads = [
+            repeated(lambda: said.append(speak())),
+            repeated(weights.bring_back),
+            repeated(lambda: weights.page_out(2**17)),
+            repeated(lambda: (weights.set_limit(2**18), weights.set_limit(None))),
+            repeated(lambda: (weights.measure([]), weights.traffic)),
+        ]
+        while len(said) < 3 and not errors:
+            pass
+        try:
+            pack(model, pantry, moved=weights.refresh)
+            while len(said) < 8 and not errors:
+                pass
+        finally:
+            packed.set()
+            for thread in threads:
+                thread.join(SECONDS)
+        assert errors == []
+        weights.choose = lambda _: "packed"
+        assert speak() == expected
+        assert {one.tokens for one in said} == {expected.tokens}
