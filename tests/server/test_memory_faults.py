@@ -102,12 +102,11 @@ def test_killed_while_packing(known: Known, fresh: Site) -> None:
 
 
 def test_killed_while_pages_leave(known: Known, site: Site) -> None:
-    site.configure(more=f"[memory]\nbudget = {known.taken_bytes * 3 // 2}\n")
+    site.configure(more=f"[memory]\nbudget = {known.taken_bytes * 11 // 10}\n")
     with site.server(dies_at=("shardload.memory.eviction:page_out", 3)) as server:
         with suppress(httpx.TransportError):
-            while True:
-                for name in NAMES:
-                    assert server.say(name).text == known.cold[name]
+            for name in NAMES * 50:
+                assert server.say(name).text in (known.cold[name], known.warm[name])
         server.until_killed()
     with site.server() as server:
         for name in (*NAMES, *NAMES):
