@@ -89,10 +89,13 @@ def test_three_stream_at_once_and_a_fourth_takes_the_place_of_one(folder, servin
             listen(name)
         listen("fourth")
         now = {name: state["state"] for name, state in states(url).items()}
-        (away,) = (name for name, state in now.items() if state != "open")
-        assert away != "fourth"
-        assert now[away] in ("parked", "closed")
-        listen(away)
+        # A context gives back what of it was used: it may take two for the room of one.
+        away = {name for name, state in now.items() if state != "open"}
+        assert away < set(NAMES) - {"fourth"}
+        assert away
+        assert {now[name] for name in away} <= {"parked", "closed"}
+        for name in away:
+            listen(name)
     expected = {name: reference(folder / f"{name}.gguf") for name in NAMES}
     assert heard == expected
     assert expected["first"] == expected["third"] != expected["second"]
