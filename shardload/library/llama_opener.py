@@ -96,8 +96,11 @@ class LlamaOpener:
         await self._in_thread(lambda: self._close_weights(weights.model, drop_pages=drop_pages))
 
     async def park_instance(self, instance: InstanceHandle) -> int:
-        """Save what its slots hold and give the memory of its KV cache back."""
-        return await _outcome(instance.engine.park())
+        """Save what its slots hold and give the memory of its KV cache back.
+
+        All of the cache is free then, also what was promised to it and never used.
+        """
+        return instance.kv_bytes if await _outcome(instance.engine.park()) else 0
 
     async def measure(self, weights: Sequence[WeightsHandle]) -> list[Residency | None]:
         """Ask the kernel for each mapping."""

@@ -89,7 +89,7 @@ def test_three_stream_at_once_and_a_fourth_takes_the_place_of_one(folder, servin
             listen(name)
         listen("fourth")
         now = {name: state["state"] for name, state in states(url).items()}
-        # A context gives back what of it was used: it may take two for the room of one.
+        # It may take two parked conversations for the room of one model.
         away = {name for name, state in now.items() if state != "open"}
         assert away < set(NAMES) - {"fourth"}
         assert away
