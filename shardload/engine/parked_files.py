@@ -1,9 +1,8 @@
 """Parked states on disk: one file each, whole or not there.
 
 A file begins with its sizes and two digests: of everything else up to the state, and of the state. Then come
-the facts (a JSON object), the tokens (32-bit, little-endian) and the state. It is written under another name,
-brought to the disk and renamed, so that whoever is killed leaves whole files only. Nobody else can read it.
-Any number of processes may use one directory.
+the facts (a JSON object), the tokens (32-bit, little-endian) and the state. Nobody else can read it. Any
+number of processes may use one directory.
 """
 
 from __future__ import annotations
@@ -12,24 +11,23 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import stat
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardload.memory.scratch import scratch
-
-if sys.platform != "win32":
-    import fcntl
+from shardload.shards.part import SUFFIX as PART_SUFFIX
+from shardload.shards.part import PartFile, remove_if_left, sync_directory
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from numpy.typing import NDArray
 
 logger = logging.getLogger("shardload.engine")
@@ -40,7 +38,7 @@ SIZES = struct.Struct("<8sIIQ")
 DIGEST_BYTES = 32
 MAX_HEAD_BYTES = 2**26
 CHUNK_BYTES = 2**22
-SUFFIX, LEFTOVER = ".kv", ".tmp"
+SUFFIX = ".kv"
 TOKEN = np.dtype("<i4")
 
 
@@ -76,7 +74,9 @@ class ParkedFiles:
         """Make the directory, and remove what writers left that died."""
         self.directory, self.limit_bytes = directory, limit_bytes
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._remove_leftovers()
+        for name in os.listdir(directory):
+            if name.endswith(PART_SUFFIX):
+                remove_if_left(directory / name)
 
     def names(self, key: str) -> list[str]:
         """The names of the files of a key."""
@@ -86,7 +86,7 @@ class ParkedFiles:
         """What a file holds; None, and a line in the log, where it is not what was once written."""
         try:
             with self._open(name) as file:
-                _, _, facts = _read_head(file, name)
+                _, facts = _read_head(file, name)
         except FileNotFoundError:
             return None
         except DamagedFile as error:
@@ -110,36 +110,27 @@ class ParkedFiles:
         head_bytes = SIZES.size + 2 * DIGEST_BYTES + len(facts) + len(listed)
         if not self._make_room(head_bytes + state.nbytes, last_used):
             return None
-        head = _head(facts, listed, state)
         name = file_name(key, kind, tokens)
-        leftover = self.directory / f".{name}.{os.getpid()}.{secrets.token_hex(4)}{LEFTOVER}"
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
-        with os.fdopen(os.open(leftover, flags, 0o600), "wb", buffering=0) as file:
-            _lock(file)
-            try:
-                _write_all(file, memoryview(head))
-                _write_all(file, state)
-                os.fsync(file.fileno())
-                os.utime(leftover, (last_used, last_used))
-                os.replace(leftover, self.directory / name)
-            except BaseException:
-                with suppress(OSError):
-                    leftover.unlink()
-                raise
-        self._sync_directory()
+        with PartFile(self.directory, name, 0o600) as part:
+            part.write(_head(facts, listed, state))
+            part.write(state)
+            part.sync()
+            os.utime(part.path, (last_used, last_used))
+            part.commit(self.directory / name)
+        sync_directory(self.directory)
         return name
 
     def read(self, facts: FileFacts) -> memoryview | None:
         """The state in a file; None, and a line in the log, where it is gone or not what it was."""
         try:
             with self._open(facts.name) as file:
-                sizes, digest, on_disk = _read_head(file, facts.name)
+                digest, on_disk = _read_head(file, facts.name)
                 if on_disk.key != facts.key or on_disk.kind != facts.kind:
                     raise DamagedFile("it is of something else")
                 if not np.array_equal(on_disk.tokens, facts.tokens):
                     raise DamagedFile("it is of another conversation")
-                state = scratch(sizes)
-                if _read_digest(file, state) != digest:
+                state = scratch(on_disk.state_bytes)
+                if _read_into(file, state) != digest:
                     raise DamagedFile("its state does not have the digest that was written")
         except FileNotFoundError:
             logger.info("a parked conversation of %d tokens is gone", len(facts.tokens))
@@ -155,9 +146,9 @@ class ParkedFiles:
         """Remove a file, unless somebody has."""
         (self.directory / name).unlink(missing_ok=True)
 
-    def _open(self, name: str) -> BinaryIO:
+    def _open(self, name: str) -> BufferedReader:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        file = os.fdopen(os.open(self.directory / name, flags), "rb", buffering=0)
+        file = os.fdopen(os.open(self.directory / name, flags), "rb")
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
             file.close()
@@ -197,23 +188,6 @@ class ParkedFiles:
         with os.scandir(self.directory) as entries:
             yield from (entry for entry in entries if entry.name.endswith(SUFFIX))
 
-    def _remove_leftovers(self) -> None:
-        with os.scandir(self.directory) as entries:
-            leftovers = [self.directory / entry.name for entry in entries if entry.name.endswith(LEFTOVER)]
-        for leftover in leftovers:
-            with suppress(OSError), leftover.open("rb") as file:
-                # The system drops a lock with the process that held it.
-                if _lock(file):
-                    leftover.unlink()
-
-    def _sync_directory(self) -> None:
-        if hasattr(os, "O_DIRECTORY"):
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
 
 def _prefix(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32] + "-"
@@ -225,8 +199,8 @@ def _head(facts: bytes, listed: bytes, state: memoryview) -> bytes:
     return sizes + hashlib.sha256(sizes + digest + facts + listed).digest() + digest + facts + listed
 
 
-def _read_head(file: BinaryIO, name: str) -> tuple[int, bytes, FileFacts]:
-    """The size and digest of the state, and the facts, checked against the size of the file."""
+def _read_head(file: BufferedReader, name: str) -> tuple[bytes, FileFacts]:
+    """The digest of the state, and the facts, checked against the size of the file."""
     status = os.fstat(file.fileno())
     sizes = _read_exactly(file, SIZES.size)
     magic, facts_bytes, tokens_bytes, state_bytes = SIZES.unpack(sizes)
@@ -245,43 +219,22 @@ def _read_head(file: BinaryIO, name: str) -> tuple[int, bytes, FileFacts]:
         found = FileFacts(name, str(facts["key"]), str(facts["kind"]), tokens, state_bytes, status.st_mtime)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile("its facts cannot be read") from error
-    return state_bytes, digest, found
+    return digest, found
 
 
-def _read_exactly(file: BinaryIO, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = file.read(count - len(data))
-        if not piece:
-            raise DamagedFile("it ends too early")
-        data += piece
+def _read_exactly(file: BufferedReader, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        raise DamagedFile("it ends too early")
     return data
 
 
-def _read_digest(file: BinaryIO, state: memoryview) -> bytes:
-    digest, at = hashlib.sha256(), 0
-    while at < state.nbytes:
-        piece = state[at : at + CHUNK_BYTES]
-        count = file.readinto(piece)  # type: ignore[attr-defined]
-        if not count:
+def _read_into(file: BufferedReader, state: memoryview) -> bytes:
+    """Fill a state from a file; its digest."""
+    digest = hashlib.sha256()
+    for start in range(0, state.nbytes, CHUNK_BYTES):
+        piece = state[start : start + CHUNK_BYTES]
+        if file.readinto(piece) < len(piece):
             raise DamagedFile("it ends too early")
-        digest.update(piece[:count])
-        at += count
+        digest.update(piece)
     return digest.digest()
-
-
-def _write_all(file: BinaryIO, data: memoryview) -> None:
-    at = 0
-    while at < data.nbytes:
-        at += file.write(data[at : at + CHUNK_BYTES]) or 0
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Whether nobody else holds the file; where files have no such locks, nobody ever does."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -25,11 +25,11 @@ class PartFile:
     one thread. `close` without `commit` removes it.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, mode: int = 0o666) -> None:
         self._descriptor = -1
         while self._descriptor < 0:
             self.path = directory / f".{name}-{secrets.token_hex(4)}{SUFFIX}"
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o666)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC, mode)
             lock(descriptor)
             # Between the two calls it looked like a dead writer's to anybody who cleans up.
             if os.fstat(descriptor).st_nlink:

@@ -163,7 +163,7 @@ def test_links_are_not_followed(files: ParkedFiles) -> None:
 
 def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
-    dead, living = tmp_path / ".a.tmp", tmp_path / ".b.tmp"
+    dead, living = tmp_path / ".a.part", tmp_path / ".b.part"
     dead.write_bytes(b"half")
     with living.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
