@@ -7,7 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
-from fake_library import ONE_MODEL, FakeClock, FakeOpener, Library, OpenLibrary, write_model
+from fake_library import Library, OpenLibrary, write_model
+from fake_opener import ONE_MODEL, FakeClock, FakeOpener
 
 from shardload.config import parse_config
 from shardload.library.catalog import Catalog

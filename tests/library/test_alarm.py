@@ -5,7 +5,7 @@ import math
 import anyio
 import anyio.lowlevel
 import pytest
-from fake_library import FakeClock
+from fake_opener import FakeClock
 
 from shardload.library.alarm import Alarm
 

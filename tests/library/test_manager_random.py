@@ -10,7 +10,8 @@ from typing import cast
 
 import anyio
 import pytest
-from fake_library import KV_BYTES, ONE_MODEL, FakeClock, FakeEngine, FakeOpener, Library, Request, write_model
+from fake_library import Library, Request, write_model
+from fake_opener import KV_BYTES, ONE_MODEL, FakeClock, FakeEngine, FakeOpener
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from fake_library import ONE_MODEL, Library, OpenLibrary, write_model
+from fake_library import Library, OpenLibrary, write_model
+from fake_opener import ONE_MODEL
 
 from shardload.config import parse_config
 from shardload.errors import (

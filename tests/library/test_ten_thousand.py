@@ -11,7 +11,8 @@ from typing import Any, cast
 import anyio
 import numpy as np
 import pytest
-from fake_library import KV_BYTES, ONE_MODEL, FakeClock, FakeOpener, write_model
+from fake_library import write_model
+from fake_opener import KV_BYTES, ONE_MODEL, FakeClock, FakeOpener
 from fakes import FakeRunner
 
 from shardload import demo
