@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from shardload.engine.engine import Engine
-from shardload.engine.parking import Parking, ParkingLot
+from shardload.engine.parking import Parking
 from shardload.engine.roster import Outbox
 from shardload.engine.runner import Runner
 from shardload.engine.saving import Saving
@@ -46,7 +46,6 @@ class Lane:
         self._inbox: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]]] = SimpleQueue()
         self._workloads: list[Workload] = []
         self._savings: deque[Saving] = deque()
-        self._lots: set[ParkingLot] = set()
         self._outbox: Outbox = []
         self._posters: dict[asyncio.AbstractEventLoop, Poster] = {}
         self._virtual_now = 0.0
@@ -98,7 +97,7 @@ class Lane:
         """Let a runner take turns; a weight of 2 gives it twice the compute time under load.
 
         The lane borrows the runner until its ``detach`` is done. Conversations that lose their place wait in
-        ``parking``, which is flushed when the lane is closed. Raises HandleClosed after ``close``.
+        ``parking``, all of them when the lane is closed. Raises HandleClosed after ``close``.
         """
         if weight <= 0:
             raise ValueError(f"the weight of {name!r} must be positive, not {weight}")
@@ -283,8 +282,6 @@ class Lane:
     def _attach(self, workload: Workload) -> None:
         workload.virtual_seconds = self._virtual_now
         self._workloads.append(workload)
-        if workload.parking is not None:
-            self._lots.add(workload.parking.lot)
 
     def _detach(self, engine: Engine, done: Future[None]) -> None:
         workload = engine._workload
@@ -316,8 +313,6 @@ class Lane:
                 if workload.parking is not None:
                     self.save(workload, Future(), give_back=False)
             self._finish_savings()
-        for lot in self._lots:
-            lot.flush()
 
     def _fail_everything(self) -> None:
         error: ShardloadError = ShuttingDown()

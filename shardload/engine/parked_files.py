@@ -97,10 +97,6 @@ class ParkedFiles:
             return None
         return facts if facts.key == key else None
 
-    def total_bytes(self) -> int:
-        """What all files take."""
-        return sum(size for _, size, _ in self._by_age())
-
     def write(
         self, key: str, kind: str, tokens: NDArray[np.int32], state: memoryview, last_used: float
     ) -> str | None:

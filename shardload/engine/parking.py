@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,7 +77,6 @@ class ParkingLot:
         self._files = _files_in(directory, disk_limit_bytes)
         self._lock = threading.Lock()
         self._parkings: dict[str, Parking] = {}
-        self._all: set[Parked] = set()
         self._memory_bytes = self._leaving_bytes = 0
         # Writing takes no time from computing; somebody waits for what is read.
         self._writer = ThreadPoolExecutor(1, "shardload-parking-writer", current().yield_to_others)
@@ -100,21 +99,11 @@ class ParkingLot:
         """What is parked in memory now; private memory of this process."""
         return self._memory_bytes
 
-    @property
-    def disk_bytes(self) -> int:
-        """What the directory holds now."""
-        if self._files is None:
-            return 0
-        try:
-            return self._files.total_bytes()
-        except OSError:
-            return 0
-
     def flush(self, limit_seconds: float = FLUSH_SECONDS) -> None:
         """Write everything that is in memory only; what takes longer than the limit is lost at the end."""
         with self._lock:
             unwritten = sorted(
-                (parked for parked in self._all if parked.name is None and parked.state is not None),
+                (parked for parked in self._all() if parked.name is None and parked.state is not None),
                 key=attrgetter("last_used"),
                 reverse=True,
             )
@@ -133,9 +122,8 @@ class ParkingLot:
         self.flush()
         with self._lock:
             self._closed = True
-            for parked in self._all:
+            for parked in self._all():
                 parked.state = None
-            self._all.clear()
             for parking in self._parkings.values():
                 parking.entries.clear()
             self._memory_bytes = self._leaving_bytes = 0
@@ -193,7 +181,6 @@ class ParkingLot:
             # Before anything is written: the new file may have the name of an old one.
             self._remove([other.name for other in replaced if other.name is not None])
             parking.entries.append(parked)
-            self._all.add(parked)
             self._memory_bytes += parked.nbytes
             self._relieve()
 
@@ -206,10 +193,13 @@ class ParkingLot:
 
     # -- with the lock
 
+    def _all(self) -> Iterator[Parked]:
+        return (parked for parking in self._parkings.values() for parked in parking.entries)
+
     def _relieve(self) -> None:
         """Have what was used longest ago leave memory, until what stays is within the limit."""
         staying = sorted(
-            (one for one in self._all if one.state is not None and not one.is_leaving),
+            (one for one in self._all() if one.state is not None and not one.is_leaving),
             key=attrgetter("last_used"),
         )
         for parked in staying:
@@ -233,9 +223,9 @@ class ParkingLot:
             self._leaving_bytes -= parked.nbytes
 
     def _drop(self, parked: Parked) -> None:
-        if parked in self._all:
-            self._all.discard(parked)
-            self._parkings[parked.key].entries.remove(parked)
+        entries = self._parkings[parked.key].entries
+        if parked in entries:
+            entries.remove(parked)
             self._forget_state(parked)
 
     def _remove(self, names: list[str]) -> None:
@@ -248,14 +238,14 @@ class ParkingLot:
     def _write(self, parked: Parked) -> None:
         files, state, name = self._files, parked.state, None
         assert files is not None
-        if state is None or parked.name is not None or parked not in self._all:
+        if state is None or parked.name is not None:
             return
         try:
             name = files.write(parked.key, parked.kind, parked.tokens, state, parked.last_used)
         except OSError as error:
             logger.warning("a conversation of %d tokens cannot be parked: %s", len(parked.tokens), error)
         with self._lock:
-            was_dropped = parked not in self._all
+            was_dropped = parked.state is None
             parked.name = name
             if parked.is_leaving:
                 self._forget_state(parked)
@@ -293,7 +283,6 @@ class ParkingLot:
                     one = Parked(facts.key, facts.kind, facts.tokens, facts.state_bytes, facts.last_used)
                     one.name = facts.name
                     parking.entries.append(one)
-                    self._all.add(one)
 
 
 class Parking:

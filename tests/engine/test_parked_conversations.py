@@ -4,55 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from fakes import FakeRunner
-from turned_lane import GREEDY, Reader, TurnedLane
+from turned_lane import GREEDY, TurnedLane
 
-from shardload.engine import Engine, Lane, Parking, ParkingLot, SamplingParams
+from shardload.engine import Lane, Parking, ParkingLot, SamplingParams
 from shardload.errors import ModelUnavailable, ShuttingDown
 
 FIRST = list(range(100))
 
 
-@pytest.fixture
-def lot() -> Iterator[ParkingLot]:
-    """In memory only."""
-    lot = ParkingLot(None, 10**6, 0)
-    yield lot
-    lot.close()
-
-
-@pytest.fixture
-def parking(lot: ParkingLot) -> Parking:
-    return lot.of("weights")
-
-
-def detached(bench: TurnedLane, engine: Engine) -> None:
-    done = bench.lane.detach(engine)
-    bench.run()
-    assert done.done()
-
-
-def say(bench: TurnedLane, engine: Engine, prompt: list[int], count: int = 5) -> Reader:
-    reader = bench.submit(engine, prompt, max_tokens=count)
-    bench.run()
-    return reader
-
-
 def test_a_conversation_goes_on_in_a_new_context(bench: TurnedLane, parking: Parking) -> None:
     old, new = FakeRunner(), FakeRunner(ctx_tokens=256, slots=2)
     engine = bench.attach(old, parking=parking)
-    first = say(bench, engine, FIRST)
-    detached(bench, engine)
+    first = bench.say(engine, FIRST)
+    bench.detach(engine)
     old.close()
     assert engine.stats.parked_total == 1
     engine = bench.attach(new, parking=parking)
     turn = [*FIRST, *first.tokens, 7, 8]
-    second = say(bench, engine, turn)
+    second = bench.say(engine, turn)
     assert second.tokens == new.expected(turn, 5)
     assert second.finish.usage.cached_tokens == 104
     assert new.restored == [104]
@@ -63,33 +36,33 @@ def test_a_conversation_goes_on_in_a_new_context(bench: TurnedLane, parking: Par
 
 def test_what_differs_at_the_end_is_cut_off(bench: TurnedLane, parking: Parking) -> None:
     engine = bench.attach(FakeRunner(), parking=parking)
-    say(bench, engine, FIRST, 20)
-    detached(bench, engine)
+    bench.say(engine, FIRST, 20)
+    bench.detach(engine)
     runner = FakeRunner()
     engine = bench.attach(runner, parking=parking)
     turn = [*FIRST[:90], 200, 201]
-    assert say(bench, engine, turn).tokens == runner.expected(turn, 5)
+    assert bench.say(engine, turn).tokens == runner.expected(turn, 5)
     assert runner.steps[0][0].start == 90
     # The same prompt again: its last token is computed, its logits are needed.
-    detached(bench, engine)
+    bench.detach(engine)
     runner = FakeRunner()
     engine = bench.attach(runner, parking=parking)
-    assert say(bench, engine, turn).tokens == runner.expected(turn, 5)
+    assert bench.say(engine, turn).tokens == runner.expected(turn, 5)
     assert runner.steps[0][0].start == 91
 
 
 def test_short_ones_and_strangers_stay_away(bench: TurnedLane, lot: ParkingLot) -> None:
     engine = bench.attach(FakeRunner(), parking=lot.of("weights"))
-    say(bench, engine, FIRST[:50])
-    detached(bench, engine)
+    bench.say(engine, FIRST[:50])
+    bench.detach(engine)
     assert lot.memory_bytes == 0
     engine = bench.attach(FakeRunner(), parking=lot.of("weights"))
-    say(bench, engine, FIRST)
-    detached(bench, engine)
+    bench.say(engine, FIRST)
+    bench.detach(engine)
     assert lot.memory_bytes > 0
     for runner, key in ((FakeRunner(), "others"), (FakeRunner(state_kind="newer"), "weights")):
         engine = bench.attach(runner, parking=lot.of(key))
-        reader = say(bench, engine, [*FIRST, 1])
+        reader = bench.say(engine, [*FIRST, 1])
         assert reader.tokens == runner.expected([*FIRST, 1], 5)
         assert (runner.restored, reader.finish.usage.cached_tokens) == ([], 0)
         bench.lane.detach(engine)
@@ -98,25 +71,25 @@ def test_short_ones_and_strangers_stay_away(bench: TurnedLane, lot: ParkingLot) 
 def test_a_small_part_of_a_long_one_is_not_worth_it(bench: TurnedLane, lot: ParkingLot) -> None:
     long = [number % 250 for number in range(1700)]
     engine = bench.attach(FakeRunner(ctx_tokens=2048), parking=lot.of("weights"))
-    say(bench, engine, long)
-    detached(bench, engine)
+    bench.say(engine, long)
+    bench.detach(engine)
     runner = FakeRunner(ctx_tokens=2048)
     engine = bench.attach(runner, parking=lot.of("weights"))
-    say(bench, engine, [*long[:80], 255])
+    bench.say(engine, [*long[:80], 255])
     assert runner.restored == []
-    say(bench, engine, [*long[:400], 255])
+    bench.say(engine, [*long[:400], 255])
     assert runner.restored == [1704]
 
 
 def test_what_is_in_a_slot_is_used_where_it_is_as_good(bench: TurnedLane, parking: Parking) -> None:
     engine = bench.attach(FakeRunner(), parking=parking)
-    say(bench, engine, FIRST)
-    detached(bench, engine)
+    bench.say(engine, FIRST)
+    bench.detach(engine)
     runner = FakeRunner()
     engine = bench.attach(runner, parking=parking)
-    say(bench, engine, [*FIRST[:60], 9])
+    bench.say(engine, [*FIRST[:60], 9])
     assert runner.restored == []
-    say(bench, engine, [*FIRST, 1])
+    bench.say(engine, [*FIRST, 1])
     assert runner.restored == []
     assert runner.steps[-1][0].start >= 60
 
@@ -127,7 +100,7 @@ def test_several_conversations_of_one_context(bench: TurnedLane, parking: Parkin
     for prompt in prompts:
         bench.submit(engine, prompt, max_tokens=5)
     bench.run()
-    detached(bench, engine)
+    bench.detach(engine)
     assert engine.stats.parked_total == 4
     runner = FakeRunner()
     engine = bench.attach(runner, parking=parking)
@@ -143,47 +116,30 @@ def test_one_that_is_cut_off_is_parked_as_far_as_it_was(bench: TurnedLane, parki
     engine = bench.attach(runner, parking=parking)
     reader = bench.submit(engine, [*FIRST, *FIRST], max_tokens=5)
     bench.run(until=lambda: len(runner.steps) == 3)
-    detached(bench, engine)
+    bench.detach(engine)
     with pytest.raises(ModelUnavailable):
         _ = reader.finish
     runner = FakeRunner()
     engine = bench.attach(runner, parking=parking)
-    assert say(bench, engine, [*FIRST, *FIRST]).tokens == runner.expected([*FIRST, *FIRST], 5)
+    assert bench.say(engine, [*FIRST, *FIRST]).tokens == runner.expected([*FIRST, *FIRST], 5)
     assert runner.restored == [96]
-
-
-def test_others_go_on_while_slots_are_saved(bench: TurnedLane, parking: Parking) -> None:
-    runner, other = FakeRunner(), FakeRunner(reply=lambda prompt: "x" * 40)
-    engine, busy = bench.attach(runner, parking=parking), bench.attach(other, "busy")
-    for number in range(4):
-        bench.submit(engine, [number, *FIRST], max_tokens=2)
-    bench.run()
-    talker = bench.submit(busy, [1])
-    bench.run(until=talker.began.is_set)
-    began = len(other.steps)
-    done = bench.lane.detach(engine)
-    bench.run(until=done.done)
-    # One slot a turn, and a look that there is no other.
-    assert len(other.steps) - began in range(4, 7)
-    bench.run()
-    assert talker.text == "x" * 40
 
 
 def test_a_recurrent_state_comes_back_whole_or_not(bench: TurnedLane, parking: Parking) -> None:
     engine = bench.attach(FakeRunner(recurrent=True), parking=parking)
-    first = say(bench, engine, FIRST)
-    detached(bench, engine)
+    first = bench.say(engine, FIRST)
+    bench.detach(engine)
     runner = FakeRunner(recurrent=True)
     engine = bench.attach(runner, parking=parking)
     torn = [*FIRST[:90], 255]
-    assert say(bench, engine, torn).tokens == runner.expected(torn, 5)
+    assert bench.say(engine, torn).tokens == runner.expected(torn, 5)
     assert runner.restored == [104]
     # Known by now: nothing is fetched that would have to be cut.
     torn = [*FIRST[:91], 254]
-    assert say(bench, engine, torn).tokens == runner.expected(torn, 5)
+    assert bench.say(engine, torn).tokens == runner.expected(torn, 5)
     assert runner.restored == [104]
     whole = [*FIRST, *first.tokens, 3]
-    reader = say(bench, engine, whole)
+    reader = bench.say(engine, whole)
     assert reader.tokens == runner.expected(whole, 5)
     assert runner.restored == [104, 104]
     assert reader.finish.usage.cached_tokens == 104
@@ -192,13 +148,13 @@ def test_a_recurrent_state_comes_back_whole_or_not(bench: TurnedLane, parking: P
 def test_idle_caches_make_room_and_running_ones_do_not(bench: TurnedLane, lot: ParkingLot) -> None:
     long = [number % 250 for number in range(150)]
     engine = bench.attach(FakeRunner(), parking=lot.of("weights"))
-    say(bench, engine, long)
-    detached(bench, engine)
+    bench.say(engine, long)
+    bench.detach(engine)
     runner = FakeRunner(ctx_tokens=256, slots=3)
     engine = bench.attach(runner, parking=lot.of("weights"))
-    say(bench, engine, [251] * 60)
-    say(bench, engine, [252] * 60)
-    assert say(bench, engine, [*long, 1]).tokens == runner.expected([*long, 1], 5)
+    bench.say(engine, [251] * 60)
+    bench.say(engine, [252] * 60)
+    assert bench.say(engine, [*long, 1]).tokens == runner.expected([*long, 1], 5)
     assert runner.restored == [154]
     runner = FakeRunner(ctx_tokens=256, slots=3)
     engine = bench.attach(runner, parking=lot.of("weights"))
@@ -218,137 +174,24 @@ def test_a_state_that_is_not_accepted_is_computed_again(bench: TurnedLane, parki
             return False
 
     engine = bench.attach(FakeRunner(), parking=parking)
-    say(bench, engine, FIRST)
-    detached(bench, engine)
+    bench.say(engine, FIRST)
+    bench.detach(engine)
     runner = Refusing()
     engine = bench.attach(runner, parking=parking)
-    reader = say(bench, engine, [*FIRST, 1])
+    reader = bench.say(engine, [*FIRST, 1])
     assert reader.tokens == runner.expected([*FIRST, 1], 5)
     assert reader.finish.usage.cached_tokens == 0
 
 
-def test_a_state_that_cannot_be_saved_holds_nobody_up(
-    bench: TurnedLane, parking: Parking, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(FakeRunner):
-        def save(self, slot: int) -> memoryview:
-            raise RuntimeError("no")
-
-    engine = bench.attach(Broken(), parking=parking)
-    say(bench, engine, FIRST)
-    with caplog.at_level(logging.ERROR, "shardload.engine"):
-        detached(bench, engine)
-    assert "was not saved" in caplog.text
-    assert parking.entries == []
-
-
 def test_seeded_texts_do_not_depend_on_what_is_parked(bench: TurnedLane, parking: Parking) -> None:
     engine = bench.attach(FakeRunner(), parking=parking)
-    say(bench, engine, FIRST)
-    detached(bench, engine)
+    bench.say(engine, FIRST)
+    bench.detach(engine)
     runner = FakeRunner()
     engine = bench.attach(runner, parking=parking)
     reader = bench.submit(engine, [*FIRST, 1], sampling=SamplingParams(seed=3), max_tokens=4)
     bench.run()
     assert (runner.restored, reader.finish.usage.cached_tokens) == ([], 0)
-
-
-# -- parking an engine that stays
-
-
-def test_an_idle_engine_is_parked_and_wakes_up(bench: TurnedLane, parking: Parking) -> None:
-    runner = FakeRunner()
-    engine = bench.attach(runner, parking=parking)
-    first = say(bench, engine, FIRST)
-    parked = engine.park()
-    bench.run()
-    assert parked.result(0) == runner.kv_bytes == runner.given_back
-    assert runner.cells_used == 0
-    turn = [*FIRST, *first.tokens, 7]
-    reader = say(bench, engine, turn)
-    assert reader.tokens == runner.expected(turn, 5)
-    assert runner.restored == [104]
-
-
-def test_what_is_parked_already_is_not_saved_again(bench: TurnedLane, parking: Parking) -> None:
-    runner = FakeRunner()
-    engine = bench.attach(runner, parking=parking)
-    first = say(bench, engine, FIRST)
-    for _ in range(2):
-        engine.park()
-        bench.run()
-    say(bench, engine, [*FIRST, *first.tokens, 7], 1)
-    engine.park()
-    bench.run()
-    # The second time with two tokens more.
-    assert engine.stats.parked_total == 2
-    say(bench, engine, [*FIRST, *first.tokens, 7, 1], 0)
-    engine.park()
-    bench.run()
-    assert engine.stats.parked_total == 2
-
-
-def test_a_running_sequence_keeps_its_memory(bench: TurnedLane, parking: Parking) -> None:
-    runner = FakeRunner()
-    engine = bench.attach(runner, parking=parking)
-    say(bench, engine, FIRST)
-    talker = bench.submit(engine, [5, 6, 7], max_tokens=30)
-    bench.run(until=talker.began.is_set)
-    parked = engine.park()
-    bench.run(until=parked.done)
-    assert parked.result(0) == 0
-    assert (engine.stats.parked_total, runner.given_back) == (1, 0)
-    bench.run()
-    assert talker.tokens == runner.expected([5, 6, 7], 30)
-
-
-def test_parking_without_a_place_empties_and_gives_back(bench: TurnedLane) -> None:
-    runner = FakeRunner()
-    engine = bench.attach(runner)
-    say(bench, engine, FIRST)
-    parked = engine.park()
-    bench.run()
-    assert parked.result(0) == runner.kv_bytes
-    assert say(bench, engine, [*FIRST, 1]).tokens == runner.expected([*FIRST, 1], 5)
-
-
-def test_parking_and_detaching_at_once(bench: TurnedLane, lot: ParkingLot) -> None:
-    for parking in (None, lot.of("weights")):
-        runner = FakeRunner()
-        engine = bench.attach(runner, parking=parking)
-        for number in range(3):
-            say(bench, engine, [number, *FIRST])
-        parked, done = engine.park(), bench.lane.detach(engine)
-        late = engine.park()
-        bench.run(until=done.done)
-        runner.close()
-        bench.run()
-        assert (parked.done(), late.result(0)) == (True, 0)
-
-
-def test_memory_that_cannot_be_given_back(
-    bench: TurnedLane, parking: Parking, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(FakeRunner):
-        def give_back(self) -> int:
-            raise OSError("no")
-
-    engine = bench.attach(Broken(), parking=parking)
-    parked = engine.park()
-    with caplog.at_level(logging.ERROR, "shardload.engine"):
-        bench.run()
-    assert parked.result(0) == 0
-    assert "not given back" in caplog.text
-
-
-def test_whoever_cancels_the_wait_for_parking_stops_nothing(bench: TurnedLane, parking: Parking) -> None:
-    runner = FakeRunner()
-    engine = bench.attach(runner, parking=parking)
-    say(bench, engine, FIRST)
-    parked = engine.park()
-    parked.cancel()
-    bench.run()
-    assert runner.given_back == runner.kv_bytes
 
 
 # -- files
@@ -357,8 +200,8 @@ def test_whoever_cancels_the_wait_for_parking_stops_nothing(bench: TurnedLane, p
 def test_what_is_on_disk_is_fetched_while_others_compute(bench: TurnedLane, tmp_path: Path) -> None:
     lot = ParkingLot(tmp_path, 0, 10**6)
     engine = bench.attach(FakeRunner(), parking=lot.of("weights"))
-    first = say(bench, engine, FIRST)
-    detached(bench, engine)
+    first = bench.say(engine, FIRST)
+    bench.detach(engine)
     lot.flush()
     runner = FakeRunner(slots=2)
     engine = bench.attach(runner, parking=lot.of("weights"))
@@ -384,8 +227,8 @@ def test_what_is_on_disk_is_fetched_while_others_compute(bench: TurnedLane, tmp_
 def test_whoever_waits_for_the_disk_can_leave(bench: TurnedLane, tmp_path: Path) -> None:
     lot = ParkingLot(tmp_path, 0, 10**6)
     engine = bench.attach(FakeRunner(), parking=lot.of("weights"))
-    say(bench, engine, FIRST)
-    detached(bench, engine)
+    bench.say(engine, FIRST)
+    bench.detach(engine)
     lot.flush()
     engine = bench.attach(FakeRunner(), parking=lot.of("weights"))
     gate = threading.Event()
@@ -405,8 +248,8 @@ def test_a_damaged_file_is_computed_again(
 ) -> None:
     lot = ParkingLot(tmp_path, 0, 10**6)
     engine = bench.attach(FakeRunner(), parking=lot.of("weights"))
-    say(bench, engine, FIRST)
-    detached(bench, engine)
+    bench.say(engine, FIRST)
+    bench.detach(engine)
     lot.flush()
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
@@ -441,9 +284,9 @@ def test_a_restart_of_everything(tmp_path: Path) -> None:
         assert running.began.wait(30)
     if running.error is not None:
         assert isinstance(running.error, ShuttingDown)
+    lot.close()
     # And the one that was cut off, if it had come far enough.
     assert len(list(tmp_path.iterdir())) in (2, 3)
-    lot.close()
     lot = ParkingLot(tmp_path, 10**6, 10**6)
     with Lane() as lane:
         for number in range(2):
@@ -455,17 +298,3 @@ def test_a_restart_of_everything(tmp_path: Path) -> None:
             assert runner.restored[0] == 104
             lane.detach(engine).result(30)
     lot.close()
-
-
-def test_a_detach_after_the_end_is_done_at_once(lot: ParkingLot) -> None:
-    runner = FakeRunner()
-    lane = Lane()
-    engine = lane.attach(runner, name="model", parking=lot.of("weights"))
-    reader = TurnedLane(lane).submit(engine, FIRST, max_tokens=2)
-    TurnedLane(lane).run()
-    assert reader.ended.is_set()
-    lane.close()
-    assert lot.memory_bytes > 0
-    done: Future[None] = lane.detach(engine)
-    assert done.done()
-    assert engine.park().result(0) == 0
