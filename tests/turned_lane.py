@@ -77,6 +77,18 @@ class TurnedLane:
         reader.sequence = engine.submit(request, reader)
         return reader
 
+    def say(self, engine: Engine, prompt: Sequence[int], max_tokens: int = 5) -> Reader:
+        """Answer a prompt to the end."""
+        reader = self.submit(engine, prompt, max_tokens=max_tokens)
+        self.run()
+        return reader
+
+    def detach(self, engine: Engine) -> None:
+        """Take a model from the lane, all of it."""
+        done = self.lane.detach(engine)
+        self.run()
+        assert done.done()
+
     def run(self, until: Callable[[], bool] = lambda: False, limit: int = 5000) -> int:
         """Turn until there is nothing to do, or the condition holds; the number of turns."""
         for turns in range(limit):
