@@ -51,8 +51,8 @@ SIGNATURES = {
     "mmap": "void *(void *, size_t, int, int, int, long)",
     "munmap": "int(void *, size_t)",
     "posix_madvise": "int(void *, size_t, int)",
-    "ggml_backend_tensor_alloc": "int(void *, struct ggml_tensor *, void *)",
-    "ggml_backend_tensor_set": "void(struct ggml_tensor *, const void *, size_t, size_t)",
+    "ggml_backend_tensor_alloc": "int(uintptr_t, struct ggml_tensor *, uintptr_t)",
+    "ggml_backend_tensor_set": "void(struct ggml_tensor *, uintptr_t, size_t, size_t)",
 }
 
 
@@ -213,7 +213,7 @@ class LoadHooks:
             return 0
         return int(self._libc.posix_madvise(address, length, advice))
 
-    def _ggml_backend_tensor_alloc(self, buffer: Any, tensor: Any, address: Any) -> int:
+    def _ggml_backend_tensor_alloc(self, buffer: int, tensor: Any, address: int) -> int:
         access = self._tensors
         assert access is not None
         status = int(access.lib.ggml_backend_tensor_alloc(buffer, tensor, address))
@@ -221,11 +221,10 @@ class LoadHooks:
             self._asked(lambda host: host.mapped(Tensor(access, tensor)))
         return status
 
-    def _ggml_backend_tensor_set(self, tensor: Any, data: Any, offset: int, size: int) -> None:
+    def _ggml_backend_tensor_set(self, tensor: Any, data: int, offset: int, size: int) -> None:
         access = self._tensors
         assert access is not None
-        source = int(access.ffi.cast("uintptr_t", data))
-        if offset == 0 and self._asked(lambda host: host.copying(Tensor(access, tensor), source)):
+        if offset == 0 and self._asked(lambda host: host.copying(Tensor(access, tensor), data)):
             return
         access.lib.ggml_backend_tensor_set(tensor, data, offset, size)
 

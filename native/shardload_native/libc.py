@@ -16,16 +16,16 @@ DECLARATIONS = """
         uint64_t nr_cache; uint64_t nr_dirty; uint64_t nr_writeback;
         uint64_t nr_evicted; uint64_t nr_recently_evicted;
     };
-    int mincore(void *address, size_t length, unsigned char *vector);
-    int madvise(void *address, size_t length, int advice);
-    int msync(void *address, size_t length, int flags);
-    int mprotect(void *address, size_t length, int protection);
-    void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset);
-    int munmap(void *address, size_t length);
+    int mincore(uintptr_t address, size_t length, unsigned char *vector);
+    int madvise(uintptr_t address, size_t length, int advice);
+    int msync(uintptr_t address, size_t length, int flags);
+    int mprotect(uintptr_t address, size_t length, int protection);
+    intptr_t mmap(uintptr_t address, size_t length, int protection, int flags, int descriptor, long offset);
+    int munmap(uintptr_t address, size_t length);
     long syscall(long number, ...);
     int malloc_trim(size_t pad);
 """
-PROT_READ, MAP_SHARED = 1, 1
+PROT_READ, MAP_SHARED, MAP_FAILED = 1, 1, -1
 CACHESTAT = 451  # one number for every architecture that Linux still adds system calls to
 
 
@@ -41,17 +41,17 @@ class CacheStatistics:
 
 def map_shared(descriptor: int, length: int) -> int:
     """Map a file from its beginning, to be read only, sharing its pages. Raises OSError."""
-    ffi, library = _libc()
-    address = library.mmap(ffi.NULL, length, PROT_READ, MAP_SHARED, ffi.cast("int", descriptor), 0)
-    if address == ffi.cast("void *", -1):
+    _, library = _libc()
+    address: int = library.mmap(0, length, PROT_READ, MAP_SHARED, descriptor, 0)
+    if address == MAP_FAILED:
         _check(-1, "mmap")
-    return int(ffi.cast("uintptr_t", address))
+    return address
 
 
 def unmap(address: int, length: int) -> None:
     """Take a mapping away; nobody may look at it any more. Raises OSError."""
-    ffi, library = _libc()
-    _check(library.munmap(ffi.cast("void *", address), length), "munmap")
+    _, library = _libc()
+    _check(library.munmap(address, length), "munmap")
 
 
 def mincore(address: int, length: int, vector: bytearray) -> None:
@@ -60,25 +60,25 @@ def mincore(address: int, length: int, vector: bytearray) -> None:
     Raises OSError; ENOMEM where a page of the range is not mapped.
     """
     ffi, library = _libc()
-    _check(library.mincore(ffi.cast("void *", address), length, ffi.from_buffer(vector)), "mincore")
+    _check(library.mincore(address, length, ffi.from_buffer(vector)), "mincore")
 
 
 def madvise(address: int, length: int, advice: int) -> None:
     """Tell the system how a range will be used; ``address`` begins a page. Raises OSError."""
-    ffi, library = _libc()
-    _check(library.madvise(ffi.cast("void *", address), length, advice), "madvise")
+    _, library = _libc()
+    _check(library.madvise(address, length, advice), "madvise")
 
 
 def msync(address: int, length: int, flags: int) -> None:
     """Bring a mapped range and its file together; ``address`` begins a page. Raises OSError."""
-    ffi, library = _libc()
-    _check(library.msync(ffi.cast("void *", address), length, flags), "msync")
+    _, library = _libc()
+    _check(library.msync(address, length, flags), "msync")
 
 
 def mprotect(address: int, length: int, protection: int) -> None:
     """Say what a mapped range may be used for; ``address`` begins a page. Raises OSError."""
-    ffi, library = _libc()
-    _check(library.mprotect(ffi.cast("void *", address), length, protection), "mprotect")
+    _, library = _libc()
+    _check(library.mprotect(address, length, protection), "mprotect")
 
 
 def cachestat(descriptor: int, offset: int, length: int) -> CacheStatistics:

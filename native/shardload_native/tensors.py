@@ -2,6 +2,8 @@
 
 The fields are those of ``struct ggml_tensor``; three of them say where a tensor is: ``data``, the address of
 its bytes, ``buffer``, which tells the kernels their order, and ``extra``, the kernels for a packed order.
+Pointers that are only passed on are declared as numbers: a model has hundreds of tensors, and a conversion of
+each of their pointers takes as long as everything else that is done with it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from shardload_native.library import Llama, load, new_ffi, text
 DECLARATIONS = """
     struct ggml_tensor {
         int type;
-        void * buffer;
+        uintptr_t buffer;
         int64_t ne[4];
         size_t nb[4];
         int op;
@@ -24,20 +26,20 @@ DECLARATIONS = """
         struct ggml_tensor * src[10];
         struct ggml_tensor * view_src;
         size_t view_offs;
-        void * data;
+        uintptr_t data;
         char name[64];
-        void * extra;
+        uintptr_t extra;
         char padding[8];
     };
     const char * ggml_get_name(const struct ggml_tensor * tensor);
     const char * ggml_type_name(int type);
     size_t ggml_nbytes(const struct ggml_tensor * tensor);
     size_t ggml_tensor_overhead(void);
-    void * ggml_backend_buffer_get_type(void * buffer);
-    const char * ggml_backend_buft_name(void * buft);
-    size_t ggml_backend_buft_get_alloc_size(void * buft, const struct ggml_tensor * tensor);
-    void ggml_backend_tensor_set(struct ggml_tensor * tensor, const void * data, size_t offset, size_t size);
-    int ggml_backend_tensor_alloc(void * buffer, struct ggml_tensor * tensor, void * address);
+    uintptr_t ggml_backend_buffer_get_type(uintptr_t buffer);
+    const char * ggml_backend_buft_name(uintptr_t buft);
+    size_t ggml_backend_buft_get_alloc_size(uintptr_t buft, const struct ggml_tensor * tensor);
+    void ggml_backend_tensor_set(struct ggml_tensor * tensor, uintptr_t data, size_t offset, size_t size);
+    int ggml_backend_tensor_alloc(uintptr_t buffer, struct ggml_tensor * tensor, uintptr_t address);
 """
 OBJECT_BYTES = 32
 """What ``ggml_tensor_overhead`` counts beside the structure itself."""
@@ -94,21 +96,15 @@ class Tensor:
         return int(self._access.lib.ggml_nbytes(self.native))
 
     @property
-    def data(self) -> int:
-        """The address of its bytes now."""
-        return int(self._access.ffi.cast("uintptr_t", self.native.data))
-
-    @property
     def words(self) -> tuple[int, int, int]:
         """``data``, ``buffer`` and ``extra``."""
-        cast, native = self._access.ffi.cast, self.native
-        return self.data, int(cast("uintptr_t", native.buffer)), int(cast("uintptr_t", native.extra))
+        native = self.native
+        return native.data, native.buffer, native.extra
 
     def point(self, data: int, buffer: int, extra: int) -> None:
         """Set the three; nothing may compute on the tensor meanwhile."""
-        cast, native = self._access.ffi.cast, self.native
-        native.data, native.buffer = cast("void *", data), cast("void *", buffer)
-        native.extra = cast("void *", extra)
+        native = self.native
+        native.data, native.buffer, native.extra = data, buffer, extra
 
     @property
     def buffer_type(self) -> str:
@@ -140,8 +136,7 @@ class Tensor:
 
     def copy_from(self, source: int, nbytes: int) -> None:
         """Have llama.cpp write bytes in the file's order to ``data``, in the order of its buffer."""
-        access = self._access
-        access.lib.ggml_backend_tensor_set(self.native, access.ffi.cast("void *", source), 0, nbytes)
+        self._access.lib.ggml_backend_tensor_set(self.native, source, 0, nbytes)
 
 
 @functools.cache
