@@ -90,7 +90,7 @@ async def test_closing_wakes_a_waiting_reader(lane: Lane) -> None:
     runner.gate.clear()
     stream = lane.attach(runner, name="model").stream(asking("x"))
     waiting = asyncio.ensure_future(anext(stream, None))
-    await asyncio.sleep(0)
+    assert await asyncio.to_thread(runner.entered.wait, 30)
     await stream.aclose()
     assert await waiting is None
     runner.gate.set()

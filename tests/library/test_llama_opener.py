@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from packable import PROMPT, open_pantry, small_model
@@ -68,7 +70,6 @@ async def test_progress_comes_to_the_event_loop(opener: LlamaOpener) -> None:
     weights = await opener.open_weights(
         entry, lambda fraction: seen.append(fraction) if asyncio.current_task() is not task else None
     )
-    await asyncio.sleep(0)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert len(seen) <= 101
@@ -150,15 +151,37 @@ async def test_files_that_are_closed_are_measured(opener: LlamaOpener, tmp_path:
     assert whole is None or whole > 0
 
 
-async def test_a_cancelled_caller_waits_for_what_has_begun(opener: LlamaOpener) -> None:
-    entry = entry_of("fable")
-    opening = asyncio.create_task(opener.open_weights(entry, ignore))
-    await asyncio.sleep(0)
-    opening.cancel()
+class Held:
+    """A method of models that waits, once it was called, until a test lets it go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self._called, self._go_on = threading.Event(), threading.Event()
+        real = getattr(Model, name)
+
+        def held(*arguments: Any) -> Any:
+            self._called.set()
+            assert self._go_on.wait(30)
+            return real(*arguments)
+
+        monkeypatch.setattr(Model, name, held)
+
+    async def cancel(self, task: asyncio.Task[Any]) -> None:
+        """Cancel who waits for the method, in the middle of it."""
+        assert await asyncio.to_thread(self._called.wait, 30)
+        task.cancel()
+        await anyio.lowlevel.checkpoint()
+        assert not task.done()
+        self._go_on.set()
+
+
+async def test_a_cancelled_caller_waits_for_what_has_begun(
+    opener: LlamaOpener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = asyncio.create_task(opener.open_weights(entry_of("fable"), ignore))
+    await Held(monkeypatch, "open").cancel(opening)
     weights = await opening
     closing = asyncio.create_task(opener.close_weights(weights, drop_pages=False))
-    await asyncio.sleep(0)
-    closing.cancel()
+    await Held(monkeypatch, "close").cancel(closing)
     await closing
     with pytest.raises(HandleClosed):
         _ = weights.model.pointer
