@@ -19,16 +19,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from shardload_native import libc
-from shardload_native.got import SlotsNotFound, find_slots, read_regions
+from shardload_native.got import SlotsNotFound
 from shardload_native.library import Llama, load
+from shardload_native.slots import Slots
 
 logger = logging.getLogger("shardload.llama")
+
+# Two sets of stand-ins would each take the other's functions for the original ones.
+_searching = threading.Lock()
 
 SYMBOL = "ggml_backend_alloc_ctx_tensors_from_buft"
 CLEAR_SYMBOL = "ggml_backend_buffer_clear"
 SIGNATURE = "ggml_backend_buffer_t(struct ggml_context *, ggml_backend_buffer_type_t)"
 CLEAR_SIGNATURE = "void(ggml_backend_buffer_t, uint8_t)"
-PROT_READ, PROT_WRITE = 1, 2
 MADV_DONTNEED = 4
 Buffers = list[tuple[int, int]]
 """Address and length of each."""
@@ -37,29 +40,30 @@ Buffers = list[tuple[int, int]]
 class BufferHook:
     """The slots of one libllama and the functions that stand in; one per process."""
 
-    def __init__(self, llama: Llama, slots: list[int], clear_slots: list[int], read_only: set[int]) -> None:
-        self._llama, self._slots, self._read_only = llama, [*slots, *clear_slots], read_only
-        self._clear_slots = frozenset(clear_slots)
+    def __init__(self, llama: Llama, slots: Slots) -> None:
+        self._llama, self._slots = llama, slots
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._noted: Buffers = []
-        self._stand_in = llama.ffi.callback(SIGNATURE, self._allocate, error=llama.ffi.NULL)
-        self._clear_stand_in = llama.ffi.callback(CLEAR_SIGNATURE, self._clear)
+        ffi = llama.ffi
+        # Kept as long as anybody may call them.
+        self._stand_ins = {
+            SYMBOL: ffi.callback(SIGNATURE, self._allocate, error=ffi.NULL),
+            CLEAR_SYMBOL: ffi.callback(CLEAR_SIGNATURE, self._clear),
+        }
+        self._functions = {
+            name: int(ffi.cast("uintptr_t", function)) for name, function in self._stand_ins.items()
+        }
 
     @contextmanager
     def recording(self) -> Iterator[Buffers]:
         """Note what this thread allocates; one at a time."""
         with self._lock:
             self._noted, self._thread = [], threading.get_ident()
-            saved = {slot: self._read(slot) for slot in self._slots}
             try:
-                for slot in self._slots:
-                    stand_in = self._clear_stand_in if slot in self._clear_slots else self._stand_in
-                    self._write(slot, int(self._llama.ffi.cast("uintptr_t", stand_in)))
-                yield self._noted
+                with self._slots.pointing(self._functions):
+                    yield self._noted
             finally:
-                for slot, address in saved.items():
-                    self._write(slot, address)
                 self._thread = None
 
     def _allocate(self, context: Any, buffer_type: Any) -> Any:
@@ -95,20 +99,6 @@ class BufferHook:
             self._llama.ffi.memmove(self._llama.ffi.cast("char *", edge), bytes(after - edge), after - edge)
         return True
 
-    def _read(self, slot: int) -> int:
-        return int(self._llama.ffi.cast("uintptr_t *", slot)[0])
-
-    def _write(self, slot: int, address: int) -> None:
-        if slot in self._read_only:
-            _protect(slot, PROT_READ | PROT_WRITE)
-        self._llama.ffi.cast("uintptr_t *", slot)[0] = address
-        if slot in self._read_only:
-            _protect(slot, PROT_READ)
-
-
-def _protect(slot: int, protection: int) -> None:
-    libc.mprotect(slot & ~(mmap.PAGESIZE - 1), mmap.PAGESIZE, protection)
-
 
 @contextmanager
 def recorded_buffers() -> Iterator[Buffers]:
@@ -124,35 +114,18 @@ def recorded_buffers() -> Iterator[Buffers]:
         yield noted
 
 
-@functools.cache
 def _hook() -> BufferHook | None:
+    with _searching:
+        return _search_once()
+
+
+@functools.cache
+def _search_once() -> BufferHook | None:
     if not sys.platform.startswith("linux"):
         return None
     llama = load()
     try:
-        return _find(llama)
+        return BufferHook(llama, Slots.find(llama.library_path, (SYMBOL,), (CLEAR_SYMBOL,)))
     except (SlotsNotFound, OSError) as error:
         logger.info("the memory of idle KV caches is not given back: %s", error)
         return None
-
-
-def _find(llama: Llama) -> BufferHook:
-    found = find_slots(llama.library_path, (SYMBOL, CLEAR_SYMBOL))
-    slots, clear_slots = found[SYMBOL], found[CLEAR_SYMBOL]
-    if not slots:
-        raise SlotsNotFound(f"{llama.library_path.name} does not call {SYMBOL}")
-    regions = read_regions()
-    read_only = set()
-    for slot in (*slots, *clear_slots):
-        places = [region for region in regions if region.start <= slot < region.end]
-        if not places:
-            raise SlotsNotFound(f"slot {slot:#x} is not mapped")
-        if "w" not in places[0].permissions:
-            read_only.add(slot)
-    hook = BufferHook(llama, slots, clear_slots, read_only)
-    for slot in (*slots, *clear_slots):
-        function = hook._read(slot)
-        if not any(region.start <= function < region.end and "x" in region.permissions for region in regions):
-            raise SlotsNotFound(f"slot {slot:#x} of {llama.library_path.name} holds no function")
-        hook._write(slot, function)
-    return hook

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import mmap
 import os
 import sys
 import threading
@@ -22,8 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from shardload_native.got import Region, SlotsNotFound, find_slots, read_regions
-from shardload_native.library import Llama, load, new_ffi
+from shardload_native import libc
+from shardload_native.got import SlotsNotFound
+from shardload_native.library import Llama, load
+from shardload_native.slots import Slots
 from shardload_native.tensors import Tensor, TensorAccess, tensor_access
 
 T = TypeVar("T")
@@ -39,18 +40,10 @@ MAP_ANONYMOUS, MAP_POPULATE = 0x20, 0x8000
 # Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every 4 KiB,
 # which is a tenth of the time. File systems without large folios, and kernels set to never, ignore it.
 MADV_HUGEPAGE = 14
-PROT_READ, PROT_WRITE = 1, 2
-CALLS = """
-    void * mmap(void *, size_t, int, int, int, long);
-    int munmap(void *, size_t);
-    int posix_madvise(void *, size_t, int);
-    int madvise(void *, size_t, int);
-    int mprotect(void *, size_t, int);
-"""
 SIGNATURES = {
-    "mmap": "void *(void *, size_t, int, int, int, long)",
-    "munmap": "int(void *, size_t)",
-    "posix_madvise": "int(void *, size_t, int)",
+    "mmap": "intptr_t(uintptr_t, size_t, int, int, int, long)",
+    "munmap": "int(uintptr_t, size_t)",
+    "posix_madvise": "int(uintptr_t, size_t, int)",
     "ggml_backend_tensor_alloc": "int(uintptr_t, struct ggml_tensor *, uintptr_t)",
     "ggml_backend_tensor_set": "void(struct ggml_tensor *, uintptr_t, size_t, size_t)",
 }
@@ -117,22 +110,23 @@ def subtract(mapping: Mapping, address: int, length: int) -> list[Mapping]:
 class LoadHooks:
     """The slots of one libllama and the functions that stand in for them; one per process."""
 
-    def __init__(
-        self, slots: dict[str, list[int]], read_only: set[int], tensors: TensorAccess | None = None
-    ) -> None:
-        self._ffi = new_ffi(CALLS)
-        self._tensors = tensors
-        self._libc = self._ffi.dlopen(None)
-        self._slots, self._read_only = slots, read_only
+    def __init__(self, slots: Slots, tensors: TensorAccess | None = None) -> None:
+        self._slots, self._tensors = slots, tensors
+        self._ffi, self._libc = libc.calls()
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._recording: Recording | None = None
-        failed = {"mmap": self._ffi.cast("void *", -1), "ggml_backend_tensor_set": None}
-        self._replacements = {
+        failed = {"mmap": libc.MAP_FAILED, "ggml_backend_tensor_set": None}
+        # Kept as long as anybody may call them.
+        self._stand_ins = {
             name: self._ffi_of(name).callback(
                 SIGNATURES[name], getattr(self, f"_{name}"), error=failed.get(name, -1)
             )
-            for name in slots
+            for name in (SYMBOLS if tensors is None else SYMBOLS + TENSOR_SYMBOLS)
+        }
+        self._functions = {
+            name: int(self._ffi_of(name).cast("uintptr_t", function))
+            for name, function in self._stand_ins.items()
         }
 
     @property
@@ -142,7 +136,7 @@ class LoadHooks:
 
     def _ffi_of(self, name: str) -> Any:
         if name in TENSOR_SYMBOLS:
-            assert self._tensors is not None, "its slots are looked for only where there is access"
+            assert self._tensors is not None, "its slots are used only where there is access"
             return self._tensors.ffi
         return self._ffi
 
@@ -152,63 +146,40 @@ class LoadHooks:
         with self._lock:
             recording = Recording(usable=True, mappings=list(kept), host=host)
             self._recording, self._thread = recording, threading.get_ident()
-            saved = {slot: self._read(slot) for slots in self._slots.values() for slot in slots}
             try:
-                for name, slots in self._slots.items():
-                    address = int(self._ffi_of(name).cast("uintptr_t", self._replacements[name]))
-                    for slot in slots:
-                        self._write(slot, address)
-                yield recording
+                with self._slots.pointing(self._functions):
+                    yield recording
             finally:
-                for slot, address in saved.items():
-                    self._write(slot, address)
                 self._recording = self._thread = None
-
-    def _read(self, slot: int) -> int:
-        return int(self._ffi.cast("uintptr_t *", slot)[0])
-
-    def _write(self, slot: int, address: int) -> None:
-        if slot in self._read_only:
-            self._protect(slot, PROT_READ | PROT_WRITE)
-        self._ffi.cast("uintptr_t *", slot)[0] = address
-        if slot in self._read_only:
-            self._protect(slot, PROT_READ)
-
-    def _protect(self, slot: int, protection: int) -> None:
-        page = self._ffi.cast("void *", slot & ~(mmap.PAGESIZE - 1))
-        if self._libc.mprotect(page, mmap.PAGESIZE, protection) != 0:
-            code = self._ffi.errno
-            raise OSError(code, f"mprotect: {os.strerror(code)}")
 
     def _recording_of_this_thread(self) -> Recording | None:
         return self._recording if self._thread == threading.get_ident() else None
 
-    def _mmap(self, address: Any, length: int, protection: int, flags: int, file: int, offset: int) -> Any:
+    def _mmap(self, address: int, length: int, protection: int, flags: int, file: int, offset: int) -> int:
         recording = self._recording_of_this_thread()
         if recording is None or flags & MAP_ANONYMOUS or file < 0:
-            return self._libc.mmap(address, length, protection, flags, file, offset)
+            return int(self._libc.mmap(address, length, protection, flags, file, offset))
         if offset == 0 and (own := self._asked(lambda host: host.map_file(file, length))):
             path = os.readlink(f"/proc/self/fd/{file}")
             recording.mappings.append(Mapping(own, length, path, kept=True))
-            return self._ffi.cast("void *", own)
-        result = self._libc.mmap(address, length, protection, flags & ~MAP_POPULATE, file, offset)
-        if result != self._ffi.cast("void *", -1):
-            self._libc.madvise(result, length, MADV_HUGEPAGE)
+            return own
+        start = int(self._libc.mmap(address, length, protection, flags & ~MAP_POPULATE, file, offset))
+        if start != libc.MAP_FAILED:
+            self._libc.madvise(start, length, MADV_HUGEPAGE)
             path = os.readlink(f"/proc/self/fd/{file}")
-            start = int(self._ffi.cast("uintptr_t", result))
             recording.mappings.append(Mapping(start, length, path, offset))
-        return result
+        return start
 
-    def _munmap(self, address: Any, length: int) -> int:
+    def _munmap(self, address: int, length: int) -> int:
         recording = self._recording_of_this_thread()
-        if recording is not None and recording.keeps(int(self._ffi.cast("uintptr_t", address))):
+        if recording is not None and recording.keeps(address):
             return 0
         result = int(self._libc.munmap(address, length))
         if recording is not None and result == 0:
-            recording.forget(int(self._ffi.cast("uintptr_t", address)), length)
+            recording.forget(address, length)
         return result
 
-    def _posix_madvise(self, address: Any, length: int, advice: int) -> int:
+    def _posix_madvise(self, address: int, length: int, advice: int) -> int:
         if self._recording_of_this_thread() is not None:
             return 0
         return int(self._libc.posix_madvise(address, length, advice))
@@ -244,32 +215,9 @@ def find_hooks(llama: Llama) -> LoadHooks:
     """The hooks of a loaded libllama. Raises SlotsNotFound where they cannot be used."""
     if not sys.platform.startswith("linux"):
         raise SlotsNotFound("only Linux needs them")
-    slots = find_slots(llama.library_path, SYMBOLS + TENSOR_SYMBOLS)
-    if missing := [symbol for symbol in SYMBOLS if not slots[symbol]]:
-        raise SlotsNotFound(f"{llama.library_path.name} does not call {', '.join(missing)}")
-    access = tensor_access() if all(slots.values()) else None
-    if access is None:
-        slots = {symbol: slots[symbol] for symbol in SYMBOLS}
-    regions = read_regions()
-    places = {slot: _region_of(regions, slot) for found in slots.values() for slot in found}
-    read_only = {slot for slot, region in places.items() if "w" not in region.permissions}
-    hooks = LoadHooks(slots, read_only, access)
-    for slot in places:
-        if "x" not in _region_of(regions, hooks._read(slot)).permissions:
-            raise SlotsNotFound(f"slot {slot:#x} of {llama.library_path.name} holds no function")
-    try:
-        for slot in places:
-            hooks._write(slot, hooks._read(slot))
-    except OSError as error:
-        raise SlotsNotFound(f"the slots of {llama.library_path.name} are locked: {error}") from error
-    return hooks
-
-
-def _region_of(regions: list[Region], address: int) -> Region:
-    for region in regions:
-        if region.start <= address < region.end:
-            return region
-    raise SlotsNotFound(f"address {address:#x} is not mapped")
+    slots = Slots.find(llama.library_path, SYMBOLS, TENSOR_SYMBOLS)
+    seen = all(slots.addresses[symbol] for symbol in TENSOR_SYMBOLS)
+    return LoadHooks(slots, tensor_access() if seen else None)
 
 
 @dataclass(frozen=True, slots=True)

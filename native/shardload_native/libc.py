@@ -22,6 +22,7 @@ DECLARATIONS = """
     int mprotect(uintptr_t address, size_t length, int protection);
     intptr_t mmap(uintptr_t address, size_t length, int protection, int flags, int descriptor, long offset);
     int munmap(uintptr_t address, size_t length);
+    int posix_madvise(uintptr_t address, size_t length, int advice);
     long syscall(long number, ...);
     int malloc_trim(size_t pad);
 """
@@ -41,7 +42,7 @@ class CacheStatistics:
 
 def map_shared(descriptor: int, length: int) -> int:
     """Map a file from its beginning, to be read only, sharing its pages. Raises OSError."""
-    _, library = _libc()
+    _, library = calls()
     address: int = library.mmap(0, length, PROT_READ, MAP_SHARED, descriptor, 0)
     if address == MAP_FAILED:
         _check(-1, "mmap")
@@ -50,7 +51,7 @@ def map_shared(descriptor: int, length: int) -> int:
 
 def unmap(address: int, length: int) -> None:
     """Take a mapping away; nobody may look at it any more. Raises OSError."""
-    _, library = _libc()
+    _, library = calls()
     _check(library.munmap(address, length), "munmap")
 
 
@@ -59,31 +60,31 @@ def mincore(address: int, length: int, vector: bytearray) -> None:
 
     Raises OSError; ENOMEM where a page of the range is not mapped.
     """
-    ffi, library = _libc()
+    ffi, library = calls()
     _check(library.mincore(address, length, ffi.from_buffer(vector)), "mincore")
 
 
 def madvise(address: int, length: int, advice: int) -> None:
     """Tell the system how a range will be used; ``address`` begins a page. Raises OSError."""
-    _, library = _libc()
+    _, library = calls()
     _check(library.madvise(address, length, advice), "madvise")
 
 
 def msync(address: int, length: int, flags: int) -> None:
     """Bring a mapped range and its file together; ``address`` begins a page. Raises OSError."""
-    _, library = _libc()
+    _, library = calls()
     _check(library.msync(address, length, flags), "msync")
 
 
 def mprotect(address: int, length: int, protection: int) -> None:
     """Say what a mapped range may be used for; ``address`` begins a page. Raises OSError."""
-    _, library = _libc()
+    _, library = calls()
     _check(library.mprotect(address, length, protection), "mprotect")
 
 
 def cachestat(descriptor: int, offset: int, length: int) -> CacheStatistics:
     """How much of a range of a file is in memory. Raises OSError; ENOSYS before Linux 6.5."""
-    ffi, library = _libc()
+    ffi, library = calls()
     asked = ffi.new("struct cachestat_range *", {"off": offset, "len": length})
     answer = ffi.new("struct cachestat *")
     number, handle, flags = ffi.cast("long", CACHESTAT), ffi.cast("int", descriptor), ffi.cast("int", 0)
@@ -93,7 +94,7 @@ def cachestat(descriptor: int, offset: int, length: int) -> CacheStatistics:
 
 def malloc_trim() -> None:
     """Give the heap's free pages back to the system. Raises OSError, ENOSYS, where only glibc can do it."""
-    _, library = _libc()
+    _, library = calls()
     try:
         trim = library.malloc_trim
     except AttributeError as error:
@@ -102,7 +103,8 @@ def malloc_trim() -> None:
 
 
 @functools.cache
-def _libc() -> tuple[Any, Any]:
+def calls() -> tuple[Any, Any]:
+    """cffi and the functions as they are declared. Raises OSError, ENOSYS, where there are none."""
     untyped: Any = cffi
     ffi = untyped.FFI()
     ffi.cdef(DECLARATIONS)
@@ -114,5 +116,5 @@ def _libc() -> tuple[Any, Any]:
 
 def _check(status: int, call: str) -> None:
     if status != 0:
-        code = _libc()[0].errno
+        code = calls()[0].errno
         raise OSError(code, f"{call}: {os.strerror(code)}")

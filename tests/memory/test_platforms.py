@@ -118,10 +118,10 @@ def test_libc_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError("dlopen(None) cannot work on Windows")
 
     monkeypatch.setattr("cffi.FFI", Foreign)
-    libc._libc.cache_clear()
+    libc.calls.cache_clear()
     try:
         with pytest.raises(OSError, match="no C library") as caught:
             libc.madvise(0, PAGE_BYTES, 0)
         assert caught.value.errno == errno.ENOSYS
     finally:
-        libc._libc.cache_clear()
+        libc.calls.cache_clear()

@@ -13,7 +13,7 @@ from tiny_gguf import write_llama
 
 from shardload.errors import LoadFailed
 from shardload.llama import Context, ContextParams, Model
-from shardload_native import buffers
+from shardload_native import buffers, slots
 from shardload_native.got import SlotsNotFound
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these slots")
@@ -31,9 +31,9 @@ def opened(model: Model) -> Context:
 
 @pytest.fixture
 def _no_slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    buffers._hook.cache_clear()
+    buffers._search_once.cache_clear()
     yield
-    buffers._hook.cache_clear()
+    buffers._search_once.cache_clear()
 
 
 def test_the_cache_of_a_context_is_seen(model: Model) -> None:
@@ -48,13 +48,15 @@ def test_the_cache_of_a_context_is_seen(model: Model) -> None:
 def test_the_slots_are_as_before(model: Model) -> None:
     hook = buffers._hook()
     assert hook is not None
-    before = [hook._read(slot) for slot in hook._slots]
+    read = hook._slots.read
+    every = [slot for found in hook._slots.addresses.values() for slot in found]
+    before = [read(slot) for slot in every]
     with buffers.recorded_buffers():
-        assert [hook._read(slot) for slot in hook._slots] != before
-    assert [hook._read(slot) for slot in hook._slots] == before
+        assert not {read(slot) for slot in every} & set(before)
+    assert [read(slot) for slot in every] == before
     with pytest.raises(LoadFailed):
         Context(model, ContextParams(ctx_tokens=256, slots=100_000, threads=1, threads_batch=1))
-    assert [hook._read(slot) for slot in hook._slots] == before
+    assert [read(slot) for slot in every] == before
 
 
 def test_contexts_of_other_threads_are_not_noted(model: Model) -> None:
@@ -85,7 +87,7 @@ def test_without_slots_nothing_is_given_back(
             raise SlotsNotFound("no library")
         return {symbol: [] for symbol in symbols}
 
-    monkeypatch.setattr(buffers, "find_slots", find)
+    monkeypatch.setattr(slots, "find_slots", find)
     with opened(model) as context:
         assert context.give_back() == 0
         assert context.kv_resident_bytes == context.kv_bytes
@@ -102,7 +104,7 @@ def test_a_cache_is_no_memory_before_it_is_used_and_all_zeros(model: Model) -> N
 def test_a_slot_that_holds_no_function_is_left_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     number = model.llama.ffi.new("uintptr_t *", 12345)
     address = int(model.llama.ffi.cast("uintptr_t", number))
-    monkeypatch.setattr(buffers, "find_slots", lambda _, symbols: {name: [address] for name in symbols})
+    monkeypatch.setattr(slots, "find_slots", lambda _, symbols: {name: [address] for name in symbols})
     with opened(model) as context:
         assert context.give_back() == 0
     assert number[0] == 12345

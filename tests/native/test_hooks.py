@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import mmap
 import os
 import sys
 import threading
@@ -16,7 +15,7 @@ from packable import small_model
 from tiny_gguf import write_llama
 
 from shardload.memory import MappedFile, mapped_files
-from shardload_native import hooks
+from shardload_native import hooks, slots
 from shardload_native.got import SlotsNotFound
 from shardload_native.hooks import (
     HookVerdict,
@@ -28,6 +27,7 @@ from shardload_native.hooks import (
     subtract,
 )
 from shardload_native.library import Llama, load
+from shardload_native.slots import Slots
 from shardload_native.tensors import Tensor
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the hooks are for Linux")
@@ -41,7 +41,8 @@ def load_model(path: Path) -> None:
 
 
 def slot_values(usable: LoadHooks) -> list[int]:
-    return [usable._read(slot) for slots in usable._slots.values() for slot in slots]
+    found = usable._slots
+    return [found.read(slot) for addresses in found.addresses.values() for slot in addresses]
 
 
 @linux_only
@@ -96,7 +97,7 @@ def test_where_hooks_cannot_be_used_a_load_is_plain(
     def fail(*_: object) -> None:
         raise SlotsNotFound("no slots today")
 
-    monkeypatch.setattr(hooks, "find_slots", fail)
+    monkeypatch.setattr(slots, "find_slots", fail)
     verdict = hooks._search_once.__wrapped__()
     assert not verdict.usable
     assert verdict.hooks is None
@@ -112,46 +113,13 @@ def test_where_hooks_cannot_be_used_a_load_is_plain(
 
 
 @linux_only
-@pytest.mark.parametrize("change", ["missing", "unmapped", "no function"])
-def test_slots_are_looked_at_before_use(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = hooks.find_slots(load().library_path, hooks.SYMBOLS)
-    data = load().ffi.new("uintptr_t[1]", [int(load().ffi.cast("uintptr_t", load().ffi.new("int *")))])
-    wrong = {
-        "missing": {**found, "munmap": []},
-        "unmapped": {**found, "munmap": [64]},
-        "no function": {**found, "munmap": [int(load().ffi.cast("uintptr_t", data))]},
-    }
-    monkeypatch.setattr(hooks, "find_slots", lambda *_: wrong[change])
-    with pytest.raises(SlotsNotFound):
-        hooks.find_hooks(load())
-
-
-@linux_only
-def test_slots_that_cannot_be_written_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("mprotect: Permission denied")
-
-    monkeypatch.setattr(LoadHooks, "_write", refuse)
-    with pytest.raises(SlotsNotFound, match="locked: mprotect"):
-        hooks.find_hooks(load())
-
-
-@linux_only
-def test_protection_that_fails_is_no_crash() -> None:
-    usable = hook_verdict().hooks
-    assert usable is not None
-    with pytest.raises(OSError, match="mprotect"):
-        usable._protect(mmap.PAGESIZE, hooks.PROT_READ)  # nothing is mapped there
-
-
-@linux_only
 def test_threads_that_ask_at_once_get_one_set_of_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[LoadHooks] = []
     together = threading.Barrier(4)
 
     def find(llama: Llama) -> LoadHooks:
         assert hooks._searching.locked()
-        made.append(LoadHooks({}, set()))
+        made.append(LoadHooks(Slots({}, frozenset())))
         return made[-1]
 
     def ask(_: int) -> HookVerdict:
@@ -302,7 +270,7 @@ def test_without_access_to_tensors_there_is_no_host(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(hooks, "tensor_access", lambda: None)
     blind = hooks.find_hooks(load())
     assert not blind.sees_tensors
-    assert set(blind._slots) == set(hooks.SYMBOLS)
+    assert set(blind._stand_ins) == set(hooks.SYMBOLS)
     monkeypatch.setattr(hooks, "hook_verdict", lambda: HookVerdict(True, "usable", blind))
     host = OwnFiles()
     model, mappings = load_packing(tmp_path / "m.gguf", host)
