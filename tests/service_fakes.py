@@ -13,11 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyio.lowlevel
 from fakes import FakeRunner, FakeVocab
 
+from shardload.chat.messages import Message
 from shardload.engine import Engine, Lane
 from shardload.errors import ModelNotFound
 from shardload.library.entry import ModelEntry
+from shardload.service import Answer, Options, Service
+
+ASKED = (Message("user", "Hi"),)
+GREEDY = Options(temperature=0)
 
 
 def make_entry(name: str, **changes: Any) -> ModelEntry:
@@ -142,3 +148,22 @@ class FakeManager:
     def status(self) -> list[FakeStatus]:
         self.statuses_asked += 1
         return self.statuses
+
+
+async def read(answer: Answer) -> dict[int, str]:
+    """The text of each choice."""
+    texts: dict[int, str] = {}
+    async for delta in answer:
+        texts[delta.index] = texts.get(delta.index, "") + delta.text
+    return texts
+
+
+async def ask(service: Service, request: Any) -> dict[int, str]:
+    """The text of each choice of what is answered to a request."""
+    return await read(await service.start(service.plan(request)))
+
+
+async def settle() -> None:
+    """Let everything happen on the event loop that can without anybody's help."""
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
