@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
+from copied_gguf import copy_model, split_model
 from packable import (
     PACKED_KINDS,
     PLAIN_KINDS,
@@ -322,8 +322,8 @@ def test_a_comparison_that_cannot_be_made_fails_the_load(
 
 
 def test_tied_embeddings_are_there_in_both_orders(pantry: Pantry, tmp_path: Path) -> None:
-    path = untied = small_model(tmp_path / "untied.gguf", "Q4_0")
-    path = without_output(untied, tmp_path / "tied.gguf")
+    untied = small_model(tmp_path / "untied.gguf", "Q4_0")
+    path = copy_model(untied, tmp_path / "tied.gguf", without=["output.weight"])
     expected = said_by(path, PACKED)
     pack_file(path, pantry)
     with open_shelved(path, pantry) as model:
@@ -331,23 +331,6 @@ def test_tied_embeddings_are_there_in_both_orders(pantry: Pantry, tmp_path: Path
         assert sorted(placed.packing is not None for placed in twice) == [False, True]
         assert model.private_tensors == []
         assert say(model) == expected
-
-
-def without_output(source: Path, path: Path) -> Path:
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(str(path), "llama")
-    for name, value in reader.fields.items():
-        if not name.startswith(("GGUF.", "general.architecture")):
-            inner = value.types[-1] if len(value.types) > 1 else None
-            writer.add_key_value(name, value.contents(), value.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        if tensor.name != "output.weight":
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.mark.parametrize("kind", PLAIN_KINDS)
@@ -452,7 +435,7 @@ def test_without_usable_hooks_a_load_is_the_ordinary_one(
 
 def test_a_split_model_is_packed_as_one(pantry: Pantry, tmp_path: Path) -> None:
     whole = small_model(tmp_path / "whole.gguf", "Q4_0")
-    parts = split(whole, tmp_path)
+    parts = split_model(whole, [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)])
     with Model.open(parts, ModelParams(use_extra_bufts=True, shelf=pantry.shelf(parts))) as model:
         expected = say(model)
         assert pack(model, pantry) > 0
@@ -465,25 +448,3 @@ def test_a_split_model_is_packed_as_one(pantry: Pantry, tmp_path: Path) -> None:
     parts[1].write_bytes(parts[1].read_bytes())
     with Model.open(parts, ModelParams(use_extra_bufts=True, shelf=shelf)) as model:
         assert stored_bytes(model) == 0, "one of its parts was replaced"
-
-
-def split(whole: Path, folder: Path) -> list[Path]:
-    parts = [folder / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
-    source = gguf.GGUFReader(whole)
-    for number, path in enumerate(parts):
-        writer = gguf.GGUFWriter(str(path), "llama")
-        if number == 0:
-            for name, value in source.fields.items():
-                if not name.startswith(("GGUF.", "general.architecture")):
-                    inner = value.types[-1] if len(value.types) > 1 else None
-                    writer.add_key_value(name, value.contents(), value.types[0], sub_type=inner)
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", 2)
-        writer.add_int32("split.tensors.count", len(source.tensors))
-        for tensor in source.tensors[number::2]:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return parts

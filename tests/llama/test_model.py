@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import psutil
 import pytest
+from copied_gguf import split_model
 from tiny_gguf import write_llama
 
 from shardload import memory
@@ -105,33 +106,12 @@ def test_extra_buffers_read_what_they_copy(tmp_path: Path) -> None:
 
 def test_split_models_open_whole(tmp_path: Path, llama_path: Path) -> None:
     parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
-    source = gguf.GGUFReader(llama_path)
-    for number, path in enumerate(parts):
-        _copy_half(source, path, number)
+    split_model(llama_path, parts)
     with Model.open(parts) as model, Model.open([llama_path]) as whole:
         assert model.paths == tuple(parts)
         assert model.size_bytes == whole.size_bytes
         if sys.platform.startswith("linux"):
             assert {mapping.path for mapping in model.mappings} == {str(part.resolve()) for part in parts}
-
-
-def _copy_half(source: object, path: Path, number: int) -> None:
-    assert isinstance(source, gguf.GGUFReader)
-    writer = gguf.GGUFWriter(str(path), "llama")
-    if number == 0:
-        for name, field in source.fields.items():
-            if not name.startswith(("GGUF.", "general.architecture")):
-                inner = field.types[-1] if len(field.types) > 1 else None
-                writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
-    writer.add_uint16("split.no", number)
-    writer.add_uint16("split.count", 2)
-    writer.add_int32("split.tensors.count", len(source.tensors))
-    for tensor in source.tensors[number::2]:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_a_failed_load_carries_the_reason(tmp_path: Path) -> None:

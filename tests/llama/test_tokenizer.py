@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
+from copied_gguf import copy_model, split_model
 from tiny_gguf import sentence_piece, write_bert, write_llama
 
 from shardload import memory
@@ -115,7 +115,7 @@ def test_models_of_one_tokenizer_have_one_vocabulary(
     [
         lambda path: write_llama(path),
         lambda path: write_llama(path, tokens=sentence_piece(byte_tokens=False, special=("<|end|>",))),
-        lambda path: _copy(
+        lambda path: copy_model(
             write_llama(path.with_suffix(".source"), tokens=sentence_piece(byte_tokens=False)),
             path,
             lambda writer: writer.add_add_space_prefix(False),
@@ -265,7 +265,7 @@ def test_suppressed_tokens_are_never_chosen(tmp_path: Path, shared: SharedVocabu
     plain = write_llama(tmp_path / "plain.gguf")
     with Model.open([plain]) as model:
         best = int(first_logits(model).argmax())
-    path = _copy(
+    path = copy_model(
         plain,
         tmp_path / "suppressing.gguf",
         lambda writer: writer.add_array("tokenizer.ggml.suppress_tokens", [best]),
@@ -281,34 +281,9 @@ def test_suppressed_tokens_are_never_chosen(tmp_path: Path, shared: SharedVocabu
             assert sampler.sample(0) != best
 
 
-def _copy(
-    source: Path, path: Path, add: Callable[[gguf.GGUFWriter], Any], *, part: int | None = None
-) -> Path:
-    """A model again with more in its header; or one of two parts of it."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(str(path), "llama")
-    for name, found in reader.fields.items():
-        if not part and not name.startswith(("GGUF.", "general.architecture")):
-            inner = found.types[-1] if len(found.types) > 1 else None
-            writer.add_key_value(name, found.contents(), found.types[0], sub_type=inner)
-    add(writer)
-    if part is not None:
-        writer.add_uint16("split.no", part)
-        writer.add_uint16("split.count", 2)
-        writer.add_int32("split.tensors.count", len(reader.tensors))
-    for tensor in reader.tensors[part or 0 :: 1 if part is None else 2]:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def test_split_models_share_with_whole_ones(two_paths: tuple[Path, Path], shared: SharedVocabularies) -> None:
     parts = [two_paths[0].parent / f"m-0000{number + 1}-of-00002.gguf" for number in (0, 1)]
-    for number, path in enumerate(parts):
-        _copy(two_paths[0], path, lambda writer: None, part=number)
+    split_model(two_paths[0], parts)
     with Model.open(parts) as split, Model.open([two_paths[0]]) as whole:
         assert split.vocab.pointer == whole.vocab.pointer
         np.testing.assert_array_equal(first_logits(split), first_logits(whole))
@@ -318,8 +293,7 @@ def test_parts_with_other_names_are_opened_too(
     two_paths: tuple[Path, Path], shared: SharedVocabularies
 ) -> None:
     parts = [two_paths[0].parent / f"{name}.gguf" for name in ("front", "back")]
-    for number, path in enumerate(parts):
-        _copy(two_paths[0], path, lambda writer: None, part=number)
+    split_model(two_paths[0], parts)
     with Model.open(parts) as split:
         assert split.vocab.tokenize("the")
 
@@ -407,7 +381,7 @@ def test_doubt_leaves_a_model_its_own_vocabulary(
 def test_a_header_that_gives_another_size_keeps_its_vocabulary(
     two_paths: tuple[Path, Path], shared: SharedVocabularies, tmp_path: Path
 ) -> None:
-    path = _copy(two_paths[0], tmp_path / "m.gguf", lambda writer: writer.add_vocab_size(40_000))
+    path = copy_model(two_paths[0], tmp_path / "m.gguf", lambda writer: writer.add_vocab_size(40_000))
     with Model.open([path]) as model, Model.open([two_paths[0]]) as other:
         assert len(shared) == 1
         assert model.n_vocab == other.n_vocab < 40_000
