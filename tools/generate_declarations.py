@@ -17,7 +17,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-HEADERS = ("ggml.h", "ggml-alloc.h", "ggml-backend.h", "ggml-cpu.h", "llama.h")
+HEADERS = ("ggml.h", "ggml-alloc.h", "ggml-backend.h", "ggml-cpu.h", "gguf.h", "llama.h")
 PACKAGE = Path(__file__).resolve().parent.parent / "native" / "shardload_native"
 
 LLAMA = """
@@ -26,18 +26,18 @@ LLAMA = """
     llama_model_load_from_file llama_model_load_from_splits llama_model_free
     llama_model_get_vocab llama_model_n_ctx_train llama_model_n_embd llama_model_n_embd_out
     llama_model_n_layer
-    llama_model_meta_val_str llama_model_desc llama_model_size llama_model_n_params llama_model_chat_template
+    llama_model_meta_val_str llama_model_desc llama_model_size llama_model_n_params
     llama_model_has_encoder llama_model_has_decoder llama_model_is_recurrent llama_model_is_hybrid
-    llama_model_n_cls_out llama_model_is_diffusion
+    llama_model_n_cls_out
     llama_vocab_type llama_vocab_n_tokens llama_vocab_get_text llama_vocab_get_attr llama_vocab_is_eog
     llama_vocab_bos llama_vocab_eos llama_vocab_eot llama_vocab_sep llama_vocab_get_add_bos
     llama_vocab_get_add_eos llama_vocab_get_suppress_tokens
     llama_tokenize llama_token_to_piece llama_detokenize
-    llama_init_from_model llama_free llama_n_ctx llama_n_batch llama_n_ubatch llama_n_seq_max
-    llama_get_memory llama_pooling_type llama_get_causal_attn llama_set_n_threads
+    llama_init_from_model llama_free llama_n_ctx llama_n_batch
+    llama_get_memory llama_pooling_type llama_set_n_threads
     llama_set_abort_callback
     llama_memory_seq_rm llama_memory_seq_cp llama_memory_clear llama_memory_seq_pos_max
-    llama_memory_seq_pos_min llama_memory_can_shift
+    llama_memory_seq_pos_min
     llama_state_seq_get_size llama_state_seq_get_data llama_state_seq_set_data
     llama_encode llama_decode llama_synchronize
     llama_get_logits_ith llama_get_embeddings_ith llama_get_embeddings_seq
@@ -49,8 +49,7 @@ LLAMA = """
 """
 GGML = """
     ggml_version ggml_backend_dev_by_type ggml_backend_dev_backend_reg ggml_backend_reg_get_proc_address
-    ggml_backend_buft_name ggml_backend_dev_count ggml_backend_dev_get ggml_backend_dev_name
-    ggml_backend_dev_description ggml_backend_dev_type
+    ggml_backend_buft_name
     ggml_init ggml_free ggml_new_tensor_2d ggml_nbytes ggml_mul_mat ggml_new_graph ggml_build_forward_expand
     ggml_tensor_overhead ggml_graph_overhead
     ggml_backend_alloc_ctx_tensors_from_buft ggml_backend_alloc_ctx_tensors ggml_backend_buffer_free
@@ -58,6 +57,7 @@ GGML = """
     ggml_backend_buffer_is_host
     ggml_backend_tensor_set ggml_backend_tensor_get ggml_backend_init_by_type ggml_backend_free
     ggml_backend_graph_compute
+    gguf_get_arr_n gguf_get_key
 """
 TYPES = [
     "ggml_backend_buffer_type_t",

@@ -7,6 +7,7 @@ HEADER_DIGESTS = {
     "ggml-alloc.h": "94e4cd069b9313b2ceb35dacec901981e0bb478d8bb31035b7126be091998c23",
     "ggml-backend.h": "46d84cb998105f871240864fd0f55446939a2fe86c5c281afa63a010fb1f65a2",
     "ggml-cpu.h": "316279e004cdeb8e6ef78599acb602bf79a8abdf897fed9fd1914808c1518c6e",
+    "gguf.h": "e56714aab702e5ce62ee587a409643c08f7e93e8fbb77f48ef7cc85075f96fa4",
     "llama.h": "d5cf9203bea63b575e76cba4881f29cfd1b611451578b01582b75b72ecbb04bc",
 }
 
@@ -254,13 +255,11 @@ int32_t llama_model_meta_val_str(const struct llama_model * model, const char * 
 int32_t llama_model_desc(const struct llama_model * model, char * buf, size_t buf_size);
 uint64_t llama_model_size(const struct llama_model * model);
 uint64_t llama_model_n_params(const struct llama_model * model);
-const char * llama_model_chat_template(const struct llama_model * model, const char * name);
 bool llama_model_has_encoder(const struct llama_model * model);
 bool llama_model_has_decoder(const struct llama_model * model);
 bool llama_model_is_recurrent(const struct llama_model * model);
 bool llama_model_is_hybrid(const struct llama_model * model);
 uint32_t llama_model_n_cls_out(const struct llama_model * model);
-bool llama_model_is_diffusion(const struct llama_model * model);
 enum llama_vocab_type llama_vocab_type(const struct llama_vocab * vocab);
 int32_t llama_vocab_n_tokens(const struct llama_vocab * vocab);
 const char * llama_vocab_get_text(const struct llama_vocab * vocab, llama_token token);
@@ -280,12 +279,9 @@ struct llama_context * llama_init_from_model( struct llama_model * model, struct
 void llama_free(struct llama_context * ctx);
 uint32_t llama_n_ctx (const struct llama_context * ctx);
 uint32_t llama_n_batch (const struct llama_context * ctx);
-uint32_t llama_n_ubatch (const struct llama_context * ctx);
-uint32_t llama_n_seq_max (const struct llama_context * ctx);
 typedef struct llama_memory_i * llama_memory_t;
 llama_memory_t llama_get_memory (const struct llama_context * ctx);
 enum llama_pooling_type llama_pooling_type(const struct llama_context * ctx);
-bool llama_get_causal_attn(const struct llama_context * ctx);
 void llama_set_n_threads(struct llama_context * ctx, int32_t n_threads, int32_t n_threads_batch);
 void llama_set_abort_callback(struct llama_context * ctx, ggml_abort_callback abort_callback, void * abort_callback_data);
 typedef int32_t llama_seq_id;
@@ -295,7 +291,6 @@ void llama_memory_seq_cp( llama_memory_t mem, llama_seq_id seq_id_src, llama_seq
 void llama_memory_clear( llama_memory_t mem, bool data);
 llama_pos llama_memory_seq_pos_max( llama_memory_t mem, llama_seq_id seq_id);
 llama_pos llama_memory_seq_pos_min( llama_memory_t mem, llama_seq_id seq_id);
-bool llama_memory_can_shift(llama_memory_t mem);
 size_t llama_state_seq_get_size( struct llama_context * ctx, llama_seq_id seq_id);
 size_t llama_state_seq_get_data( struct llama_context * ctx, uint8_t * dst, size_t size, llama_seq_id seq_id);
 size_t llama_state_seq_set_data( struct llama_context * ctx, const uint8_t * src, size_t size, llama_seq_id dest_seq_id);
@@ -336,11 +331,6 @@ typedef struct ggml_backend_reg * ggml_backend_reg_t;
 ggml_backend_reg_t ggml_backend_dev_backend_reg(ggml_backend_dev_t device);
 void * ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char * name);
 const char * ggml_backend_buft_name (ggml_backend_buffer_type_t buft);
-size_t ggml_backend_dev_count(void);
-ggml_backend_dev_t ggml_backend_dev_get(size_t index);
-const char * ggml_backend_dev_name(ggml_backend_dev_t device);
-const char * ggml_backend_dev_description(ggml_backend_dev_t device);
-enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t device);
 struct ggml_init_params {
     size_t mem_size;
     void * mem_buffer;
@@ -375,4 +365,6 @@ enum ggml_status {
     GGML_STATUS_ABORTED = 1,
 };
 enum ggml_status ggml_backend_graph_compute (ggml_backend_t backend, struct ggml_cgraph * cgraph);
+size_t gguf_get_arr_n (const struct gguf_context * ctx, int64_t key_id);
+const char * gguf_get_key (const struct gguf_context * ctx, int64_t key_id);
 """

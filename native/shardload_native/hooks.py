@@ -3,8 +3,9 @@
 While a load runs on this thread, the slots through which libllama calls `mmap`, `munmap` and
 `posix_madvise` point at functions of ours: MAP_POPULATE is dropped, advice is swallowed but for our own, and
 each mapping of a file is noted. A `Host` may map the files itself, and keeps them then, and is told of each
-tensor: it may have a packed one already, which spares llama.cpp the packing. The slots are put back
-afterwards. Calls of other threads pass through unchanged.
+tensor: it may have a packed one already, which spares llama.cpp the packing. A load that needs no vocabulary
+finds the lists of the tokenizer empty. The slots are put back afterwards. Calls of other threads pass through
+unchanged.
 Where a slot is missing or holds something unexpected, and on platforms other than Linux, nothing is
 touched and the load is llama.cpp's ordinary one.
 """
@@ -36,6 +37,9 @@ _searching = threading.Lock()
 
 SYMBOLS = ("mmap", "munmap", "posix_madvise")
 TENSOR_SYMBOLS = ("ggml_backend_tensor_alloc", "ggml_backend_tensor_set")
+# llama.cpp writes each list of a file out as text, to log its beginning: most of the time of a load.
+LIST_SYMBOL = "gguf_get_arr_n"
+TOKENIZER_PREFIX = b"tokenizer.ggml."
 MAP_ANONYMOUS, MAP_POPULATE = 0x20, 0x8000
 # Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every 4 KiB,
 # which is a tenth of the time. File systems without large folios, and kernels set to never, ignore it.
@@ -46,6 +50,7 @@ SIGNATURES = {
     "posix_madvise": "int(uintptr_t, size_t, int)",
     "ggml_backend_tensor_alloc": "int(uintptr_t, struct ggml_tensor *, uintptr_t)",
     "ggml_backend_tensor_set": "void(struct ggml_tensor *, uintptr_t, size_t, size_t)",
+    LIST_SYMBOL: "size_t(const struct gguf_context *, int64_t)",
 }
 
 
@@ -81,6 +86,7 @@ class Recording:
     usable: bool
     mappings: list[Mapping] = field(default_factory=list)
     host: Host | None = None
+    needs_tokens: bool = True
 
     def keeps(self, address: int) -> bool:
         """Whether an address is in a mapping of the host."""
@@ -110,19 +116,19 @@ def subtract(mapping: Mapping, address: int, length: int) -> list[Mapping]:
 class LoadHooks:
     """The slots of one libllama and the functions that stand in for them; one per process."""
 
-    def __init__(self, slots: Slots, tensors: TensorAccess | None = None) -> None:
-        self._slots, self._tensors = slots, tensors
+    def __init__(self, llama: Llama, slots: Slots, tensors: TensorAccess | None = None) -> None:
+        self._llama, self._slots, self._tensors = llama, slots, tensors
         self._ffi, self._libc = libc.calls()
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._recording: Recording | None = None
-        failed = {"mmap": libc.MAP_FAILED, "ggml_backend_tensor_set": None}
+        failed = {"mmap": libc.MAP_FAILED, "ggml_backend_tensor_set": None, LIST_SYMBOL: 0}
         # Kept as long as anybody may call them.
         self._stand_ins = {
             name: self._ffi_of(name).callback(
                 SIGNATURES[name], getattr(self, f"_{name}"), error=failed.get(name, -1)
             )
-            for name in (SYMBOLS if tensors is None else SYMBOLS + TENSOR_SYMBOLS)
+            for name in (*SYMBOLS, LIST_SYMBOL, *(TENSOR_SYMBOLS if tensors is not None else ()))
         }
         self._functions = {
             name: int(self._ffi_of(name).cast("uintptr_t", function))
@@ -138,13 +144,15 @@ class LoadHooks:
         if name in TENSOR_SYMBOLS:
             assert self._tensors is not None, "its slots are used only where there is access"
             return self._tensors.ffi
-        return self._ffi
+        return self._llama.ffi if name == LIST_SYMBOL else self._ffi
 
     @contextmanager
-    def hooked(self, host: Host | None = None, kept: Iterable[Mapping] = ()) -> Iterator[Recording]:
+    def hooked(
+        self, host: Host | None = None, kept: Iterable[Mapping] = (), *, needs_tokens: bool = True
+    ) -> Iterator[Recording]:
         """Point the slots at our functions; one load at a time. ``kept`` mappings are not unmapped."""
         with self._lock:
-            recording = Recording(usable=True, mappings=list(kept), host=host)
+            recording = Recording(True, list(kept), host, needs_tokens)
             self._recording, self._thread = recording, threading.get_ident()
             try:
                 with self._slots.pointing(self._functions):
@@ -199,6 +207,14 @@ class LoadHooks:
             return
         access.lib.ggml_backend_tensor_set(tensor, data, offset, size)
 
+    def _gguf_get_arr_n(self, context: Any, key: int) -> int:
+        lib, recording = self._llama.lib, self._recording_of_this_thread()
+        if recording is not None and not recording.needs_tokens:
+            name = self._llama.ffi.string(lib.gguf_get_key(context, key))
+            if bytes(name).startswith(TOKENIZER_PREFIX):
+                return 0
+        return lib.gguf_get_arr_n(context, key)
+
     def _asked(self, question: Callable[[Host], T]) -> T | None:
         """What this thread's host says; None without one, and where it fails: then llama.cpp does its own."""
         recording = self._recording_of_this_thread()
@@ -215,9 +231,9 @@ def find_hooks(llama: Llama) -> LoadHooks:
     """The hooks of a loaded libllama. Raises SlotsNotFound where they cannot be used."""
     if not sys.platform.startswith("linux"):
         raise SlotsNotFound("only Linux needs them")
-    slots = Slots.find(llama.library_path, SYMBOLS, TENSOR_SYMBOLS)
+    slots = Slots.find(llama.library_path, SYMBOLS, (*TENSOR_SYMBOLS, LIST_SYMBOL))
     seen = all(slots.addresses[symbol] for symbol in TENSOR_SYMBOLS)
-    return LoadHooks(slots, tensor_access() if seen else None)
+    return LoadHooks(llama, slots, tensor_access() if seen else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +262,17 @@ def _search_once() -> HookVerdict:
 
 
 @contextmanager
-def lazy_mapping(host: Host | None = None) -> Iterator[Recording]:
-    """Make the loads of this thread inside the block lazy, where that is possible."""
+def lazy_mapping(host: Host | None = None, *, needs_tokens: bool = True) -> Iterator[Recording]:
+    """Make the loads of this thread inside the block lazy, where that is possible.
+
+    Without ``needs_tokens`` they have to be told to do without a vocabulary.
+    """
     verdict = hook_verdict()
     if verdict.hooks is None:
         yield Recording(usable=False)
         return
-    with verdict.hooks.hooked(host if verdict.hooks.sees_tensors else None) as recording:
+    own = host if verdict.hooks.sees_tensors else None
+    with verdict.hooks.hooked(own, needs_tokens=needs_tokens) as recording:
         yield recording
 
 

@@ -279,7 +279,7 @@ def _load(
     with llama.log.collect() as log:
         # Layers on another device are copied there: reading ahead is right for them.
         if params.lazy and params.gpu_layers == 0:
-            with lazy_mapping(loading) as recording:
+            with lazy_mapping(loading, needs_tokens=vocab is None) as recording:
                 pointer = _call(llama, names, native)
                 if pointer != ffi.NULL:
                     _finish(llama, pointer, loading)

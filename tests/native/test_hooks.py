@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from packable import small_model
 from tiny_gguf import write_llama
 
+from shardload.gguf import GGUFFile
+from shardload.llama.tokenizer import without_vocabulary
 from shardload.memory import MappedFile, mapped_files
 from shardload_native import hooks, slots
 from shardload_native.got import SlotsNotFound
@@ -119,7 +121,7 @@ def test_threads_that_ask_at_once_get_one_set_of_hooks(monkeypatch: pytest.Monke
 
     def find(llama: Llama) -> LoadHooks:
         assert hooks._searching.locked()
-        made.append(LoadHooks(Slots({}, frozenset())))
+        made.append(LoadHooks(llama, Slots({}, frozenset())))
         return made[-1]
 
     def ask(_: int) -> HookVerdict:
@@ -270,7 +272,7 @@ def test_without_access_to_tensors_there_is_no_host(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(hooks, "tensor_access", lambda: None)
     blind = hooks.find_hooks(load())
     assert not blind.sees_tensors
-    assert set(blind._stand_ins) == set(hooks.SYMBOLS)
+    assert not set(blind._stand_ins) & set(hooks.TENSOR_SYMBOLS)
     monkeypatch.setattr(hooks, "hook_verdict", lambda: HookVerdict(True, "usable", blind))
     host = OwnFiles()
     model, mappings = load_packing(tmp_path / "m.gguf", host)
@@ -278,6 +280,29 @@ def test_without_access_to_tensors_there_is_no_host(tmp_path: Path, monkeypatch:
     assert not any(mapping.kept for mapping in mappings)
     assert not host.files
     load().lib.llama_model_free(model)
+
+
+@linux_only
+@pytest.mark.parametrize("needs_tokens", [True, False])
+def test_the_lists_of_the_tokenizer_are_empty_where_no_tokens_are_needed(
+    tmp_path: Path, needs_tokens: bool
+) -> None:
+    path = write_llama(tmp_path / "m.gguf")
+    with GGUFFile(path) as file:
+        count = file.vocabulary_size
+    assert count
+    llama = load()
+    native = llama.lib.llama_model_default_params()
+    kept = without_vocabulary(llama, native, "llama", count)
+    with llama.log.collect() as log, lazy_mapping(needs_tokens=needs_tokens):
+        model = llama.lib.llama_model_load_from_file(os.fsencode(path), native)
+    del kept
+    assert model != llama.ffi.NULL
+    llama.lib.llama_model_free(model)
+    described = {
+        line.split(":")[2].split()[0]: line for _, line in log.lines if "- kv" in line and "arr[" in line
+    }
+    assert f",{count if needs_tokens else 0}]" in described["tokenizer.ggml.tokens"]
 
 
 @given(
