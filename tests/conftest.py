@@ -1,4 +1,4 @@
-"""Makes ``fakes`` importable from every test directory; the library's API over them; a folder on a disk."""
+"""Makes ``fakes`` importable from every test directory; the library's API over them; a disk and a store."""
 
 from __future__ import annotations
 
@@ -56,6 +56,21 @@ def _can_be_dropped(probe: Path) -> bool:
         file.flush()
         os.fsync(file.fileno())
     return not drop_file_cache(probe) or file_resident_bytes(probe) in (0, None)
+
+
+@pytest.fixture
+def work_path(tmp_path: Path) -> Path:
+    """Where a test has its store and its models; `disk_path` in tests whose pages are to leave."""
+    return tmp_path
+
+
+@pytest.fixture
+def pantry(work_path: Path) -> Iterator[Any]:
+    """An empty store for packed weights."""
+    from packable import open_pantry
+
+    with open_pantry(work_path / "store") as pantry:
+        yield pantry
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from shardload.engine.runner import Run
@@ -29,11 +30,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the tools are beside the p
 from tools.make_model import Size, write_like, write_model
 
 SIZE = Size(dim=256, layers=2, heads=4, kv_heads=2, ff=512, vocabulary=600, ctx_tokens=256)
+LARGE = replace(SIZE, dim=1024, heads=8, kv_heads=4, ff=2048, vocabulary=2048)
 MIXTURE = replace(SIZE, experts=4)
 PACKED_KINDS = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4")
 PLAIN_KINDS = ("F16", "Q8_0")
 PROMPT = [1, *range(260, 300)]
 BUILD = "a build"
+PACKED = ModelParams(use_extra_bufts=True)
+"""What llama.cpp packs is packed at each load, into memory of the process."""
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
-
-from packable import SIZE
 
 from shardload import memory
 from shardload.gguf import TensorInfo
@@ -21,7 +18,6 @@ from shardload.shards.places import merged, without
 from shardload.shards.shard import shards_of
 
 WINDOW_BYTES = 64 * 2**10
-LARGE = replace(SIZE, dim=1024, heads=8, kv_heads=4, ff=2048, vocabulary=2048)
 
 
 def info(placed: PlacedTensor) -> TensorInfo:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -12,7 +11,7 @@ from typing import Any
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from packable import PROMPT, open_pantry, small_model
+from packable import PROMPT, linux_only, small_model
 
 from shardload import demo
 from shardload.config import Config, EngineConfig, parse_config
@@ -26,10 +25,10 @@ from shardload.library.llama_paging import LlamaPaging
 from shardload.library.manager import Manager
 from shardload.llama import Model, ModelParams
 from shardload.memory import file_resident_bytes
+from shardload.shards.pantry import Pantry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
 DEMO = Path(demo.__file__).parent
 Make = Callable[..., Path]
 
@@ -188,13 +187,9 @@ async def test_a_cancelled_caller_waits_for_what_has_begun(
 
 
 @pytest.fixture
-async def storing(tmp_path: Path) -> AsyncIterator[LlamaOpener]:
+async def storing(pantry: Pantry) -> AsyncIterator[LlamaOpener]:
     """An opener with a packed store."""
-    with (
-        Lane() as lane,
-        open_pantry(tmp_path / "store") as pantry,
-        closing(LlamaPaging(pantry, None, lambda: lane.is_busy)) as paging,
-    ):
+    with Lane() as lane, closing(LlamaPaging(pantry, None, lambda: lane.is_busy)) as paging:
         yield LlamaOpener(lane, EngineConfig(threads=1), paging)
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 from packable import (
     MIXTURE,
+    PACKED,
     fine_tune,
-    open_pantry,
+    linux_only,
     open_shelved,
     pack_file,
     said_by,
@@ -28,19 +28,9 @@ from shardload.llama import Model, ModelParams
 from shardload.shards.layouts import LayoutTable, Speeds
 from shardload.shards.pantry import Pantry
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks"),
-]
+pytestmark = [pytest.mark.real, linux_only]
 
-PACKED = ModelParams(use_extra_bufts=True)
 SECONDS = 30
-
-
-@pytest.fixture
-def pantry(tmp_path: Path) -> Iterator[Pantry]:
-    with open_pantry(tmp_path / "store") as pantry:
-        yield pantry
 
 
 @pytest.fixture

@@ -6,15 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packable import open_shelved, pack_file, small_model
+from paged_models import paged, write_out
 from tiny_gguf import write_llama
 
 from shardload.llama import Context, ContextParams, Model
+from shardload.llama import paged as paged_module
+from shardload.llama.paged import PagedWeights
+from shardload.memory import Range
+from shardload.shards.pantry import Pantry
 
 
 @pytest.fixture(scope="session")
 def llama_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model whose vocabulary has byte tokens."""
     return write_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture
+def path(work_path: Path) -> Path:
+    """A small model of which llama.cpp packs most."""
+    return small_model(work_path / "model.gguf")
+
+
+@pytest.fixture
+def stored(path: Path, pantry: Pantry) -> Iterator[tuple[Model, PagedWeights]]:
+    """The small model, which is mapped in both orders, and its pages."""
+    pack_file(path, pantry)
+    write_out(path.parent)
+    with open_shelved(path, pantry) as model, paged(model) as weights:
+        yield model, weights
+
+
+@pytest.fixture
+def evicted(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
+    """What pages are asked to leave; none does."""
+    asked: list[Range] = []
+    monkeypatch.setattr(paged_module, "evict", lambda place: asked.append(place) or 0)
+    return asked
 
 
 @pytest.fixture

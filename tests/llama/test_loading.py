@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Any
 import pytest
 from copied_gguf import copy_model, split_model
 from packable import (
+    LARGE,
+    PACKED,
     PACKED_KINDS,
     PLAIN_KINDS,
-    Size,
     fine_tune,
     learn,
+    linux_only,
     open_pantry,
     open_shelved,
     pack_file,
@@ -41,21 +42,7 @@ from shardload.shards.pantry import Pantry
 from shardload.shards.places import FilePlace
 from shardload_native import hooks
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
-
-PACKED = ModelParams(use_extra_bufts=True)
-LARGE = Size(dim=1024, layers=2, heads=8, kv_heads=4, ff=2048, vocabulary=2048, ctx_tokens=256)
-
-
-@pytest.fixture
-def pantry(tmp_path: Path) -> Iterator[Pantry]:
-    with open_pantry(tmp_path / "store") as pantry:
-        yield pantry
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return small_model(tmp_path / "model.gguf")
+pytestmark = linux_only
 
 
 @pytest.fixture(autouse=True)

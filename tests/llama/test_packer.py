@@ -4,7 +4,6 @@ import errno
 import gc
 import logging
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,29 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packable import Said, open_pantry, open_shelved, said_by, say, small_model, speaking
+from packable import PACKED, Said, linux_only, open_shelved, said_by, say, small_model, speaking
 
-from shardload.llama import Model, ModelParams
+from shardload.llama import Model
 from shardload.llama import packing as packing_module
 from shardload.llama.packing import Packer, PackingJob
 from shardload.shards.objects import Objects
 from shardload.shards.pantry import Pantry
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
+pytestmark = linux_only
 
-PACKED = ModelParams(use_extra_bufts=True)
 SECONDS = 30
-
-
-@pytest.fixture
-def pantry(tmp_path: Path) -> Iterator[Pantry]:
-    with open_pantry(tmp_path / "store") as pantry:
-        yield pantry
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return small_model(tmp_path / "model.gguf")
 
 
 class Lane:

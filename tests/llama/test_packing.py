@@ -5,17 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packable import (
+    LARGE,
     MIXTURE,
+    PACKED,
     PACKED_KINDS,
     SIZE,
     Size,
     fine_tune,
+    linux_only,
     open_pantry,
     open_shelved,
     pack_file,
@@ -27,26 +29,11 @@ from packable import (
 
 from shardload import memory
 from shardload.errors import NotGGUF, StoreFull, StoreUnavailable
-from shardload.llama import ModelParams
 from shardload.llama.packing import pack
 from shardload.shards.objects import Objects
 from shardload.shards.pantry import Pantry
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
-
-PACKED = ModelParams(use_extra_bufts=True)
-SECONDS = 30
-
-
-@pytest.fixture
-def pantry(tmp_path: Path) -> Iterator[Pantry]:
-    with open_pantry(tmp_path / "store") as pantry:
-        yield pantry
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return small_model(tmp_path / "model.gguf")
+pytestmark = linux_only
 
 
 # -- what a model says in each state
@@ -93,8 +80,7 @@ def test_progress_is_told_in_two_stages(path: Path, pantry: Pantry) -> None:
 
 
 def test_private_memory_is_given_back(pantry: Pantry, tmp_path: Path) -> None:
-    size = Size(dim=1024, layers=2, heads=8, kv_heads=4, ff=2048, vocabulary=2048, ctx_tokens=256)
-    path = small_model(tmp_path / "large.gguf", "Q4_0", size)
+    path = small_model(tmp_path / "large.gguf", "Q4_0", LARGE)
     with open_shelved(path, pantry) as model:
         memory.trim_heap()
         before = memory.process_memory().anonymous_bytes

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -9,10 +8,12 @@ from typing import Any
 
 import pytest
 from packable import (
+    LARGE,
     MIXTURE,
+    PACKED,
     PROMPT,
     fine_tune,
-    open_pantry,
+    linux_only,
     open_shelved,
     pack_file,
     said_by,
@@ -20,7 +21,7 @@ from packable import (
     small_model,
     speaking,
 )
-from paged_models import LARGE, packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
+from paged_models import packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
 
 from shardload.llama import Model, ModelParams
 from shardload.llama import paged as paged_module
@@ -31,30 +32,15 @@ from shardload.shards.layouts import Layout
 from shardload.shards.pantry import Pantry
 from shardload.shards.places import merged, without
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
+pytestmark = linux_only
 
-PACKED = ModelParams(use_extra_bufts=True)
 SECONDS = 30
 
 
 @pytest.fixture
-def pantry(disk_path: Path) -> Iterator[Pantry]:
-    with open_pantry(disk_path / "store") as pantry:
-        yield pantry
-
-
-@pytest.fixture
-def path(disk_path: Path) -> Path:
-    return small_model(disk_path / "model.gguf")
-
-
-@pytest.fixture
-def stored(path: Path, pantry: Pantry) -> Iterator[tuple[Model, PagedWeights]]:
-    """A model that is mapped in both orders."""
-    pack_file(path, pantry)
-    write_out(path.parent)
-    with open_shelved(path, pantry) as model, paged(model) as weights:
-        yield model, weights
+def work_path(disk_path: Path) -> Path:
+    """Pages are to leave."""
+    return disk_path
 
 
 def brought(weights: PagedWeights) -> None:
@@ -179,14 +165,6 @@ def test_a_step_of_either_order_says_the_same_as_ever(stored: tuple[Model, Paged
 
 
 # -- leaving and coming back
-
-
-@pytest.fixture
-def evicted(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
-    """What is sent away; nothing leaves."""
-    asked: list[Range] = []
-    monkeypatch.setattr(paged_module, "evict", lambda place: asked.append(place) or 0)
-    return asked
 
 
 def test_pages_leave_and_the_answer_is_the_same(disk_path: Path, pantry: Pantry) -> None:

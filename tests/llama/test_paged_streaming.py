@@ -1,16 +1,17 @@
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from packable import (
+    LARGE,
     MIXTURE,
+    PACKED,
     Said,
-    open_pantry,
+    linux_only,
     open_shelved,
     pack_file,
     said_by,
@@ -18,49 +19,25 @@ from packable import (
     small_model,
     speaking,
 )
-from paged_models import LARGE, packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
+from paged_models import packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
 
 from shardload.engine.runner import Run
-from shardload.llama import Context, ContextParams, Model, ModelParams
-from shardload.llama import paged as paged_module
+from shardload.llama import Context, ContextParams, Model
 from shardload.llama.packing import pack
 from shardload.llama.paged import PagedWeights
 from shardload.memory import Range
 from shardload.shards.pantry import Pantry
 from shardload.shards.places import merged, without
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the hooks")
+pytestmark = linux_only
 
-PACKED = ModelParams(use_extra_bufts=True)
 SECONDS = 30
 
 
 @pytest.fixture
-def pantry(disk_path: Path) -> Iterator[Pantry]:
-    with open_pantry(disk_path / "store") as pantry:
-        yield pantry
-
-
-@pytest.fixture
-def path(disk_path: Path) -> Path:
-    return small_model(disk_path / "model.gguf")
-
-
-@pytest.fixture
-def stored(path: Path, pantry: Pantry) -> Iterator[tuple[Model, PagedWeights]]:
-    """A model that is mapped in both orders."""
-    pack_file(path, pantry)
-    write_out(path.parent)
-    with open_shelved(path, pantry) as model, paged(model) as weights:
-        yield model, weights
-
-
-@pytest.fixture
-def evicted(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
-    """What is sent away; nothing leaves."""
-    asked: list[Range] = []
-    monkeypatch.setattr(paged_module, "evict", lambda place: asked.append(place) or 0)
-    return asked
+def work_path(disk_path: Path) -> Path:
+    """Pages are to leave."""
+    return disk_path
 
 
 def test_streamed_weights_say_the_same(stored: tuple[Model, PagedWeights]) -> None:

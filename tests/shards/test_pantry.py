@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from shardload.shards.store import Store
 
 NAME = "blk.0.ffn_up.weight"
 NE = (256, 512, 1, 1)
-
-
-@pytest.fixture
-def pantry(tmp_path: Path) -> Iterator[Pantry]:
-    with open_pantry(tmp_path / "store") as pantry:
-        yield pantry
 
 
 @pytest.fixture
