@@ -22,6 +22,7 @@ from shardload.engine.runner import Run
 from shardload.gguf import GGUFFile
 from shardload.llama import Context, ContextParams, Model, ModelParams
 from shardload.llama.packing import pack
+from shardload.llama.placed import PlacedTensor
 from shardload.shards.pantry import Pantry
 from shardload.shards.store import Store
 
@@ -139,3 +140,14 @@ def learn(path: Path, pantry: Pantry) -> None:
     """Let the index of contents know a file."""
     with GGUFFile.open(path) as file:
         assert pantry.digests_of(file) is not None
+
+
+def stored_bytes(model: Model) -> int:
+    """How much of a model is mapped from a store."""
+    stored = [placed.packing.stored for placed in model.tensors if placed.packing is not None]
+    return sum(place.length for place in stored if place is not None)
+
+
+def smallest(model: Model) -> PlacedTensor:
+    """The tensor by which a load finds out whether what is stored is what llama.cpp packs."""
+    return min((placed for placed in model.tensors if placed.packing), key=lambda placed: placed.file.length)
