@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -21,6 +21,9 @@ NO_MODEL = ""
 """The label of requests that failed before a model was chosen: what a client makes up is no label."""
 
 StatusOf = Callable[[], "Sequence[ModelStatus]"]
+Read = Callable[["ModelStatus"], float | None]
+"""One value of a model; None where there is nothing to tell."""
+Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
 
 class Metrics:
@@ -77,32 +80,51 @@ class _ModelCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         statuses = self._statuses()
-        yield _gauge("model_open", "1 while the model's weights are open.", statuses, _is_open)
         yield _states(statuses)
-        yield _gauge("model_leases", "Requests that hold the model.", statuses, lambda s: s.leases)
-        yield _gauge("model_queued", "Requests that wait for the model.", statuses, lambda s: s.queued)
-        yield from _memory(statuses)
-        yield _total("model_opens", "Times the model was opened.", statuses, lambda s: s.opens)
-        yield _total("model_evictions", "Times the model had to leave.", statuses, lambda s: s.evictions)
-        yield _total(
-            "model_page_in_bytes", "Bytes of the weights that were read in.", statuses, lambda s: s.page_ins
-        )
-        yield _total(
-            "model_page_out_bytes",
-            "Bytes of the weights that were sent out.",
-            statuses,
-            lambda s: s.page_outs,
-        )
-        yield _total(
-            "model_page_wait_seconds",
-            "Time that steps waited for pages.",
-            statuses,
-            lambda s: s.waited_seconds,
-        )
+        for name, text, read in GAUGES:
+            yield _filled(GaugeMetricFamily(f"shardload_{name}", text, labels=("model",)), statuses, read)
+        for name, text, read in TOTALS:
+            yield _filled(CounterMetricFamily(f"shardload_{name}", text, labels=("model",)), statuses, read)
 
 
 def _is_open(status: ModelStatus) -> bool:
     return status.state in ("open", "streaming", "parked")
+
+
+GAUGES: tuple[tuple[str, str, Read], ...] = (
+    ("model_open", "1 while the model's weights are open.", _is_open),
+    ("model_leases", "Requests that hold the model.", lambda status: status.leases),
+    ("model_queued", "Requests that wait for the model.", lambda status: status.queued),
+    # Bytes are as of the last look; names on the same weights each show all of them.
+    ("model_size_bytes", "Bytes of the weights on disk.", lambda status: status.size_bytes),
+    ("model_resident_bytes", "Bytes of the weights in memory.", lambda status: status.resident_bytes or 0),
+    ("model_warm_ratio", "Part of the weights that is in memory, 0 to 1.", lambda status: status.warm_share),
+    (
+        "model_shared_bytes",
+        "Resident bytes that other open models use as well.",
+        lambda status: status.shared_bytes,
+    ),
+    ("model_packed_bytes", "Resident bytes from the packed store.", lambda status: status.packed_bytes),
+    (
+        "model_second_layout_bytes",
+        "Resident bytes of the layout for prompts alone.",
+        lambda status: status.second_bytes,
+    ),
+    (
+        "model_resident_limit_bytes",
+        "What a streaming model may have in memory.",
+        lambda status: status.resident_limit_bytes,
+    ),
+    ("model_private_bytes", "Bytes beside the weights.", lambda status: status.private_bytes),
+    ("model_kv_bytes", "Bytes of keys and values.", lambda status: status.kv_bytes),
+)
+TOTALS: tuple[tuple[str, str, Read], ...] = (
+    ("model_opens", "Times the model was opened.", lambda status: status.opens),
+    ("model_evictions", "Times the model had to leave.", lambda status: status.evictions),
+    ("model_page_in_bytes", "Bytes of the weights that were read in.", lambda status: status.page_ins),
+    ("model_page_out_bytes", "Bytes of the weights that were sent out.", lambda status: status.page_outs),
+    ("model_page_wait_seconds", "Time that steps waited for pages.", lambda status: status.waited_seconds),
+)
 
 
 def _states(statuses: Sequence[ModelStatus]) -> GaugeMetricFamily:
@@ -115,55 +137,8 @@ def _states(statuses: Sequence[ModelStatus]) -> GaugeMetricFamily:
     return family
 
 
-def _memory(statuses: Sequence[ModelStatus]) -> Iterator[GaugeMetricFamily]:
-    """Bytes at the time of the last look; names on the same weights each show all of them."""
-    yield _gauge("model_size_bytes", "Bytes of the weights on disk.", statuses, lambda s: s.size_bytes)
-    yield _gauge(
-        "model_resident_bytes", "Bytes of the weights in memory.", statuses, lambda s: s.resident_bytes or 0
-    )
-    yield _gauge(
-        "model_warm_ratio", "Part of the weights that is in memory, 0 to 1.", statuses, lambda s: s.warm_share
-    )
-    yield _gauge(
-        "model_shared_bytes",
-        "Resident bytes that other open models use as well.",
-        statuses,
-        lambda s: s.shared_bytes,
-    )
-    yield _gauge(
-        "model_packed_bytes", "Resident bytes from the packed store.", statuses, lambda s: s.packed_bytes
-    )
-    yield _gauge(
-        "model_second_layout_bytes",
-        "Resident bytes of the layout for prompts alone.",
-        statuses,
-        lambda s: s.second_bytes,
-    )
-    yield _gauge(
-        "model_resident_limit_bytes",
-        "What a streaming model may have in memory.",
-        statuses,
-        lambda s: s.resident_limit_bytes,
-    )
-    yield _gauge("model_private_bytes", "Bytes beside the weights.", statuses, lambda s: s.private_bytes or 0)
-    yield _gauge("model_kv_bytes", "Bytes of keys and values.", statuses, lambda s: s.kv_bytes)
-
-
-def _gauge(
-    name: str, text: str, statuses: Sequence[ModelStatus], read: Callable[[ModelStatus], float | None]
-) -> GaugeMetricFamily:
-    """One value for each model; none where there is nothing to tell."""
-    family = GaugeMetricFamily(f"shardload_{name}", text, labels=("model",))
+def _filled(family: Family, statuses: Sequence[ModelStatus], read: Read) -> Family:
     for status in statuses:
         if (value := read(status)) is not None:
             family.add_metric((status.name,), value)
-    return family
-
-
-def _total(
-    name: str, text: str, statuses: Sequence[ModelStatus], read: Callable[[ModelStatus], float]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(f"shardload_{name}", text, labels=("model",))
-    for status in statuses:
-        family.add_metric((status.name,), read(status))
     return family
