@@ -56,6 +56,7 @@ def test_a_model_says_the_same_in_every_state(kind: str, size: Size, pantry: Pan
         assert speak() == said
     with open_shelved(path, pantry) as model:
         assert say(model) == said
+    # Either order has kernels of its own, which round differently.
     assert abs(said.after_prompt - in_file.after_prompt).max() < 0.05 * abs(said.after_prompt).max()
     assert said.tokens == in_file.tokens
 

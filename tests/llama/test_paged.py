@@ -23,6 +23,7 @@ from packable import (
 )
 from paged_models import packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
 
+from shardload import memory
 from shardload.llama import Model, ModelParams
 from shardload.llama import paged as paged_module
 from shardload.llama.packing import pack
@@ -174,8 +175,10 @@ def test_pages_leave_and_the_answer_is_the_same(disk_path: Path, pantry: Pantry)
     with open_shelved(path, pantry) as model, paged(model) as weights:
         expected = say(model)
         read_all(weights)
-        if resident(weights)[0] < total(weights):
-            return  # nobody tells, or others take pages away
+        if memory.file_resident_bytes(path) is None:
+            return  # nobody tells
+        # Some systems take away what is not used for a while.
+        assert resident(weights)[0] > 0.9 * total(weights)
         freed = weights.page_out(0)
         # Small tensors lie among the second order's: touching them brings some of that.
         assert resident(weights)[0] < total(weights) // 10

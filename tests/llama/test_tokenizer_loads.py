@@ -19,6 +19,7 @@ from shardload.llama import Model, ModelParams
 from shardload.llama import tokenizer as module
 from shardload.llama.tokenizer import SharedVocabularies
 from shardload.llama.tokenizer_identity import TokenizerIdentity
+from shardload.shards.identity import FileIdentity
 from shardload_native.library import load
 
 
@@ -92,7 +93,7 @@ def test_doubt_leaves_a_model_its_own_vocabulary(
     def another_size(file: GGUFFile) -> TokenizerIdentity:
         return TokenizerIdentity("another", 7, "llama")
 
-    for name, replacement in (("_load_vocabulary", fail), ("identify", another_size)):
+    for name, replacement in (("identify", another_size), ("_load_vocabulary", fail)):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, replacement)
             assert opens_alone()
@@ -142,13 +143,39 @@ def test_a_file_replaced_meanwhile_is_not_taken_for_what_it_was(
         assert model.vocab.piece(model.vocab.tokenize(" the", add_special=False)[-1]) == b" the"
 
 
-def test_an_open_header_is_read_where_it_is_given(
-    two_paths: tuple[Path, Path], shared: SharedVocabularies
+def test_a_header_is_read_again_when_the_file_is_another(
+    two_paths: tuple[Path, Path],
+    shared: SharedVocabularies,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with GGUFFile(two_paths[0]) as file:
-        vocab = shared.acquire([two_paths[0]], file)
-        assert not file.closed
+    path, read = two_paths[0], list[Path]()
+
+    def reading(path: Path) -> TokenizerIdentity | None:
+        read.append(path)
+        return really(path)
+
+    really = module._identity_of
+    monkeypatch.setattr(FileIdentity, "unsettled_seconds", 0.0)
+    with Model.open([path]):  # whose vocabulary is compared with what the header said
+        monkeypatch.setattr(module, "_identity_of", reading)
+        for _ in range(3):
+            released_twice(shared, path)
+        assert read == []
+        write_llama(tmp_path / "other.gguf", seed=7).replace(path)
+        released_twice(shared, path)
+        assert read == [path]
+        monkeypatch.setattr(FileIdentity, "unsettled_seconds", 0.01)
+        os.utime(path)
+        for _ in range(3):
+            released_twice(shared, path)
+    assert read == [path] * 4
+
+
+def released_twice(shared: SharedVocabularies, path: Path) -> None:
+    vocab = shared.acquire([path])
     assert vocab is not None
+    assert vocab.tokenize("the")
     shared.release(vocab)
     shared.release(vocab)
     with pytest.raises(HandleClosed):

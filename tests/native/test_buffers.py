@@ -42,7 +42,8 @@ def test_the_cache_of_a_context_is_seen(model: Model) -> None:
     assert inner == []
     with opened(model) as context:
         (place,) = context._kv_ranges
-        assert place.length == pytest.approx(context.kv_bytes, abs=2**14)
+        # llama.cpp tells the size in hundredths of a MiB.
+        assert place.length == pytest.approx(context.kv_bytes, abs=2**20 // 100)
 
 
 def test_the_slots_are_as_before(model: Model) -> None:

@@ -78,6 +78,7 @@ def test_one_that_was_taken_for_a_dead_ones_is_written_anew(
     monkeypatch.setattr(hold_module, "lock", slow_lock)
     with Hold(tmp_path) as hold:
         hold.add([A])
+        assert not first
         assert held_ids(tmp_path) == {A}
 
 

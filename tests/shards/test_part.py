@@ -91,6 +91,7 @@ def test_one_that_was_taken_for_left_is_made_anew(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(part_module, "lock", slow_lock)
     with PartFile(tmp_path, "x") as part:
+        assert not left
         assert part.path.exists()
 
 
