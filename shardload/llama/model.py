@@ -152,6 +152,11 @@ class Model(Handle):
         return [p for p in self.tensors if p.packing is not None and p.packing.stored is None]
 
     @property
+    def is_stored(self) -> bool:
+        """Whether there are tensors that have a packed order, and files have all of them in that."""
+        return any(p.packing is not None for p in self.tensors) and not self.unstored_tensors
+
+    @property
     def private_tensors(self) -> list[PlacedTensor]:
         """The tensors whose packed bytes are in this process's own memory."""
         return [p for p in self.tensors if p.packing is not None and p.packing.is_private]

@@ -148,8 +148,8 @@ def pack(
     before each piece of work. Returns the bytes that have moved, as the file has them. Raises StoreFull,
     StoreUnavailable, OSError, and a GGUFError where the file is gone; what has moved until then stays so.
     """
-    if stops():
-        return 0
+    if model.is_stored or stops():
+        return 0  # what is stored was found by its digest: the file's contents are known
     with GGUFFile.open(model.path) as file:
         if not model.is_of(file.statuses):
             logger.warning("%s was replaced while it is open: it is not packed", model.path)

@@ -167,6 +167,13 @@ def test_a_file_that_is_gone_is_not_packed(path: Path, pantry: Pantry) -> None:
         assert say(model).tokens
 
 
+def test_for_what_is_stored_already_nobody_looks_at_the_file(path: Path, pantry: Pantry) -> None:
+    assert pack_file(path, pantry) > 0
+    with open_shelved(path, pantry) as model:
+        path.unlink()
+        assert pack(model, pantry) == 0
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_is_full_in_the_middle(
     code: int, path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch
