@@ -20,6 +20,7 @@ from shardload.errors import GGUFError, HandleClosed, LoadFailed
 from shardload.gguf import GGUFFile
 from shardload.llama.tokenizer_identity import TokenizerIdentity, identify
 from shardload.llama.vocab import Vocab
+from shardload.shards.identity import FileIdentity
 from shardload_native.library import Llama, load
 
 logger = logging.getLogger("shardload.llama")
@@ -58,17 +59,19 @@ class SharedVocabularies:
         self._lock = threading.RLock()
         self._loaded: dict[str, _Loaded] = {}
         self._lent: dict[Vocab, _Loan] = {}
+        # By file, what it was when its header was read: that takes a good part of the time of an open.
+        self._known: dict[Path, tuple[FileIdentity, TokenizerIdentity]] = {}
 
     def __len__(self) -> int:
         """Vocabularies in memory."""
         return len(self._loaded)
 
-    def acquire(self, paths: Sequence[Path], gguf: GGUFFile | None = None) -> Vocab | None:
+    def acquire(self, paths: Sequence[Path]) -> Vocab | None:
         """The vocabulary for a model in these files; None where it has to load its own.
 
-        Each one taken is given back with `release()`. ``gguf`` spares opening the files for their header.
+        Each one taken is given back with `release()`.
         """
-        identity = self._identity(paths, gguf)
+        identity = self._identity(paths[0])
         if identity is None:
             return None
         loaded = self._enter(identity)
@@ -97,9 +100,9 @@ class SharedVocabularies:
             self._leave(loan.loaded)
 
     @contextmanager
-    def lent(self, paths: Sequence[Path], gguf: GGUFFile | None = None) -> Iterator[Vocab | None]:
+    def lent(self, paths: Sequence[Path]) -> Iterator[Vocab | None]:
         """As `acquire()`; when the body fails, the vocabulary is given back."""
-        vocab = self.acquire(paths, gguf)
+        vocab = self.acquire(paths)
         try:
             yield vocab
         except BaseException:
@@ -115,10 +118,20 @@ class SharedVocabularies:
                 self._llama, native_params, loan.identity.architecture, loan.identity.n_tokens
             )
 
-    def _identity(self, paths: Sequence[Path], gguf: GGUFFile | None) -> TokenizerIdentity | None:
+    def _identity(self, path: Path) -> TokenizerIdentity | None:
         if os.environ.get(PRINTS_TOKENS):
             return None
-        return identify(gguf) if gguf is not None else _identity_of(paths[0])
+        try:
+            now = FileIdentity.of(path)
+        except OSError:
+            return None
+        known, settled = self._known.get(path), not now.unsettled_seconds
+        if known is not None and known[0] == now:
+            return known[1]
+        identity = _identity_of(path)
+        if identity is not None and settled:
+            self._known[path] = now, identity
+        return identity
 
     def _enter(self, identity: TokenizerIdentity) -> _Loaded:
         with self._lock:
@@ -157,8 +170,7 @@ class _Loaded:
                     adds_space=identity.adds_space,
                 )
                 # A file may have been replaced meanwhile: its tokens would be taken for those of others.
-                now = _identity_of(paths[0])
-                if now is None or now.digest != self.digest or vocab.n_tokens != identity.n_tokens:
+                if _identity_of(paths[0]) != identity or vocab.n_tokens != identity.n_tokens:
                     llama.lib.llama_model_free(pointer)
                     raise LoadFailed(str(paths[0]), "the vocabulary is not the one that its header has")
                 self.model, self.vocab = pointer, vocab

@@ -23,8 +23,6 @@ logger = logging.getLogger("shardload.shards")
 
 VERSION = 1
 SUFFIX = ".json"
-# Older kernels give changes the time of the last tick: one right after a look would not show.
-TICK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +287,8 @@ def _unchanged(record: _FileRecord) -> bool:
 
 def _settled(identity: FileIdentity, path: Path) -> bool:
     """Whether a file is still what it was, and could not have changed without showing it."""
-    age = time.time() - identity.ctime_ns / 1e9
-    if 0 <= age < TICK_SECONDS:
-        time.sleep(TICK_SECONDS - age)
+    if left := identity.unsettled_seconds:
+        time.sleep(left)
     try:
         return FileIdentity.of(path).same(identity)
     except OSError:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from os import PathLike
 from typing import Self
+
+# Older kernels give changes the time of the last tick: one right after a look would not show.
+TICK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,12 @@ class FileIdentity:
     def lasting(self) -> str:
         """The part that stays the same when the system starts again, where devices may be renumbered."""
         return f"{self.inode}:{self.size}:{self.mtime_ns}:{self.ctime_ns}"
+
+    @property
+    def unsettled_seconds(self) -> float:
+        """For how long the file's next change might not show yet; 0 from then on."""
+        age = time.time() - self.ctime_ns / 1e9
+        return TICK_SECONDS - age if 0 <= age < TICK_SECONDS else 0.0
 
     def same(self, other: FileIdentity) -> bool:
         """Whether both are of one unchanged file; the number of its device does not count."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardload.shards.identity import FileIdentity
+from shardload.shards.identity import TICK_SECONDS, FileIdentity
 
 NUMBERS = st.integers(-(2**63), 2**63)
 
@@ -69,3 +70,11 @@ def test_other_text_is_refused(text: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileIdentity.of(tmp_path / "nothing")
+
+
+def test_a_file_is_settled_when_its_next_change_must_show() -> None:
+    identity = FileIdentity(1, 2, 3, 4, ctime_ns=time.time_ns())
+    assert 0 < identity.unsettled_seconds <= TICK_SECONDS
+    second = 10**9
+    for ctime_ns in (identity.ctime_ns - second, identity.ctime_ns + second):  # of a clock that was set
+        assert replace(identity, ctime_ns=ctime_ns).unsettled_seconds == 0
