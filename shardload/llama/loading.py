@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from shardload import memory
@@ -50,7 +49,8 @@ class Loading:
     identities: list[FileIdentity] = field(default_factory=list)
     """What the model's own files were when they were mapped."""
     _plain_buffer: int = 0
-    _addresses: dict[Path, MappedFile | None] = field(default_factory=dict)
+    _others: dict[str, MappedFile | None] = field(default_factory=dict)
+    """Files that tensors were found in, by path; None for one that could not be mapped."""
 
     def map_file(self, descriptor: int, length: int) -> int | None:
         """Hand out the process's own mapping of a file."""
@@ -67,21 +67,18 @@ class Loading:
         """Note a tensor that is read from its file, or from one that has the same bytes."""
         data, buffer, extra = tensor.words
         self._plain_buffer = self._plain_buffer or buffer
-        nbytes = tensor.nbytes
-        place = self._lent(tensor.name, nbytes) or Range(data, nbytes)
-        tensor.point(place.address, buffer, extra)
-        self.tensors.append(_placed(tensor, place))
+        placed = self._placed(tensor, data)
+        tensor.point(placed.file.address, buffer, extra)
+        self.tensors.append(placed)
 
     def copying(self, tensor: Tensor, source: int) -> bool:
         """Note a tensor that llama.cpp packs, and bring its packed bytes if there are any."""
         data, buffer, extra = tensor.words
         if not extra or not self._is_mapped(source):
             return False  # made up by llama.cpp, or copied as it is
-        nbytes = tensor.nbytes
         private = Range(data, tensor.copied_bytes)
         packing = Packing(tensor.buffer_type, private, None, buffer, extra)
-        file = self._lent(tensor.name, nbytes) or Range(source, nbytes)
-        placed = _placed(tensor, file, packing)
+        placed = self._placed(tensor, source, packing)
         packing.place = self._packed(placed, packing)
         if packing.place is None and self.packs:
             packing.place = private
@@ -125,6 +122,11 @@ class Loading:
     def _is_mapped(self, address: int) -> bool:
         return any(file.address <= address < file.address + file.length for file in self.files)
 
+    def _placed(self, tensor: Tensor, address: int, packing: Packing | None = None) -> PlacedTensor:
+        name, nbytes = tensor.name, tensor.nbytes
+        file = self._lent(name, nbytes) or Range(address, nbytes)
+        return PlacedTensor(tensor, name, tensor.type_name, tensor.type_code, tensor.ne, file, packing)
+
     def _lent(self, name: str, nbytes: int) -> Range | None:
         place = self.shelf.lent(name) if self.shelf is not None else None
         return self._map(place) if place is not None and place.nbytes == nbytes else None
@@ -136,10 +138,11 @@ class Loading:
         return self._map(place) if place is not None and place.nbytes == packing.private.length else None
 
     def _map(self, place: FilePlace) -> Range | None:
-        if place.path not in self._addresses:
-            self._addresses[place.path] = file = _mapped(place)
+        path = str(place.path)
+        if path not in self._others:
+            self._others[path] = file = _mapped(place)
             self.files += [file] if file is not None else []
-        file = self._addresses[place.path]
+        file = self._others[path]
         if file is None or place.offset + place.nbytes > file.length:
             return None
         return Range(file.address + place.offset, place.nbytes)
@@ -156,10 +159,6 @@ def _mapped(place: FilePlace) -> MappedFile | None:
     except (OSError, ValueError) as error:
         logger.warning("%s cannot be mapped: %s", place.path, error)
     return None
-
-
-def _placed(tensor: Tensor, file: Range, packing: Packing | None = None) -> PlacedTensor:
-    return PlacedTensor(tensor, tensor.name, tensor.type_name, tensor.type_code, tensor.ne, file, packing)
 
 
 def _are_what_llama_packs(brought: Sequence[PlacedTensor]) -> bool:

@@ -60,8 +60,8 @@ class Objects:
         """Of an entry's bytes."""
         return self.directory / entry_id
 
-    def read(self, entry_id: str) -> Found | None:
-        """What is known of an entry; None if there is none, or its record is damaged.
+    def read(self, entry_id: str, key: PackedKey | None = None) -> Found | None:
+        """What is known of an entry, whose ``key`` may be given; None if there is none, or a damaged record.
 
         Whether the bytes are still those of the record is the caller's to ask. Raises PermissionError for
         what another user keeps to himself.
@@ -77,7 +77,7 @@ class Objects:
         finally:
             os.close(descriptor)
         record = decode_record(data)
-        if record is None or record.key.id != entry_id:
+        if record is None or (record.key != key if key is not None else record.key.id != entry_id):
             return None
         try:
             identity = FileIdentity.of(path)

@@ -85,7 +85,7 @@ class Store:
         unreadable = 0
         for key in keys:
             try:
-                found = self._objects.read(key.id)
+                found = self._objects.read(key.id, key)
                 if found is not None and not self._fits(found):
                     found = self._look_at(found).found if look_closer else None
             except OSError as error:
