@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from shardload.config import StoreConfig
 from shardload.errors import UnsupportedLlama
 from shardload.llama.facts import LlamaFacts, parse_features
 from shardload.shards.entry import PackedKey
@@ -61,17 +62,19 @@ def test_pressure_without_an_alarm(tmp_path: Path) -> None:
 
 
 def test_the_store(tmp_path: Path) -> None:
-    assert store_check("off").verdict == "note"
-    new = store_check(str(tmp_path / "new"))
+    assert store_check(StoreConfig(enabled=False)).verdict == "note"
+    new = store_check(StoreConfig(directory=str(tmp_path / "new")))
     assert (new.verdict, "empty, at most 20.0 GiB" in new.detail) == ("ok", True)
     made = Store(tmp_path, reserve_bytes=0)
     made.write(PackedKey("a", "Q4_K", (64,), "CPU_REPACK", "here"), memoryview(bytes(4096)))
-    assert "4.0 KiB of 20.0 GiB in 1 tensor" in store_check(str(tmp_path)).detail
+    assert "4.0 KiB of 20.0 GiB in 1 tensor" in store_check(StoreConfig(directory=str(tmp_path))).detail
+    small = StoreConfig(directory=str(tmp_path), limit=8192)
+    assert "4.0 KiB of 8.0 KiB in 1 tensor" in store_check(small).detail
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
-    check = store_check(str(tmp_path))
+    check = store_check(StoreConfig(directory=str(tmp_path)))
     assert check.verdict == "note"
     assert "cannot be written" in check.detail
 

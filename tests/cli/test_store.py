@@ -45,6 +45,16 @@ def test_list_as_json(invoke: Invoke, store: Store) -> None:
     assert found["entries"] is None
 
 
+def test_a_configuration_says_which_store_and_how_large(
+    invoke: Invoke, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SHARDLOAD_STORE")
+    file = tmp_path / "shardload.toml"
+    file.write_text('store = {directory = "store", limit = "16KiB"}')
+    result = invoke("store", "list", "--config", file)
+    assert "12.0 KiB of 16.0 KiB in 3 tensors" in " ".join(result.stdout.split())
+
+
 def test_a_store_that_is_not_there_is_empty(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

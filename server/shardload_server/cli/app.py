@@ -6,7 +6,6 @@ Nothing heavy may be imported here, the engine least of all: ``shardload --help`
 from __future__ import annotations
 
 import logging
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,25 +15,28 @@ from typer.core import TyperGroup
 from shardload_server.cli import console
 from shardload_server.cli.options import (
     DEFAULT_URL,
+    ApiKeyFileOption,
+    ApiKeysOption,
+    BudgetOption,
     ConfigOption,
+    CtxOption,
+    GpuLayersOption,
+    HostOption,
     JsonOption,
     KeyOption,
+    KvTypeOption,
     ModelArgument,
+    ParallelOption,
+    PathsArgument,
+    PortOption,
     StoreOption,
+    ThreadsOption,
     UrlOption,
 )
 from shardload_server.cli.store_app import store_app
 
 INTERRUPTED = 130
 """The exit code that shells give to what Ctrl-C ended."""
-
-
-class KvType(StrEnum):
-    """What keys and values may be kept as."""
-
-    f16 = "f16"
-    q8_0 = "q8_0"
-    q4_0 = "q4_0"
 
 
 class Commands(TyperGroup):
@@ -95,45 +97,18 @@ def root(
 @app.command()
 def serve(
     context: typer.Context,
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FILE_OR_FOLDER", help="Models; without any: the demo models."),
-    ] = None,
+    paths: PathsArgument = None,
     config: ConfigOption = None,
-    host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where to listen.  [127.0.0.1]")] = None,
-    port: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=65535, help="Port; 0: any free one.  [8080]")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(metavar="BYTES", help="Memory for models: 12GiB.  [80% of what is available]"),
-    ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Context tokens per model.  [the model's, at most 4096]"),
-    ] = None,
-    parallel: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=256, help="Requests at once per model.  [4]")
-    ] = None,
-    kv_type: Annotated[
-        KvType | None,
-        typer.Option("--kv-type", metavar="TYPE", help="Of keys and values: f16, q8_0 or q4_0.  [f16]"),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Compute threads.  [all physical cores]")
-    ] = None,
-    gpu_layers: Annotated[
-        int | None, typer.Option(metavar="N", min=-1, help="Layers on the GPU, for builds with one.  [0]")
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="SHARDLOAD_API_KEY", show_envvar=False, metavar="KEY", help="A key to ask for; repeatable."
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file with one key per line.")
-    ] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    budget: BudgetOption = None,
+    ctx: CtxOption = None,
+    parallel: ParallelOption = None,
+    kv_type: KvTypeOption = None,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    api_key: ApiKeysOption = None,
+    api_key_file: ApiKeyFileOption = None,
     store: StoreOption = None,
 ) -> None:
     """Serve models behind one OpenAI-compatible port."""
@@ -256,19 +231,23 @@ def inspect(
         int | None, typer.Option(metavar="N", min=1, help="Context to count KV bytes for.")
     ] = None,
     store: StoreOption = None,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a GGUF file and in memory, or what several share."""
+    from shardload_server.cli.settings import configuration
+
+    settings = configuration(config, store).store
     if len(files) > 1:
         from shardload_server.cli import compare
 
         if tensors or metadata or ctx:
             console.fail("--tensors, --metadata and --ctx are for one file", 2)
-        compare.compare_files(files, store, every_shard=shards, as_json=as_json)
+        compare.compare_files(files, settings, every_shard=shards, as_json=as_json)
         return
     from shardload_server.cli import inspect as command
 
-    options = command.InspectOptions(shards, tensors, metadata, ctx, store, as_json)
+    options = command.InspectOptions(shards, tensors, metadata, ctx, settings, as_json)
     command.inspect(files[0], options)
 
 
@@ -276,12 +255,14 @@ def inspect(
 def pack(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="GGUF files; any part of a split one.")],
     store: StoreOption = None,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pack models into the store, so that their first open is fast."""
     from shardload_server.cli import pack as command
+    from shardload_server.cli.settings import configuration
 
-    command.pack_files(files, store, as_json=as_json)
+    command.pack_files(files, configuration(config, store).store, as_json=as_json)
 
 
 @app.command()
@@ -290,12 +271,14 @@ def doctor(
         bool, typer.Option("--measure", help="Measure both orders of weights now; takes all cores.")
     ] = False,
     store: StoreOption = None,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check what this machine and this build can do."""
     from shardload_server.cli import doctor as command
+    from shardload_server.cli.settings import configuration
 
-    command.doctor(store, measure=measure, as_json=as_json)
+    command.doctor(configuration(config, store), measure=measure, as_json=as_json)
 
 
 @config_app.command("check")

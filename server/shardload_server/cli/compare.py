@@ -9,27 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardload.assembly import store_of
 from shardload.errors import CorruptGGUF, format_bytes
 from shardload.gguf import GGUFFile
 from shardload.shards.contents import Contents, compute
 from shardload.shards.shard import shards_of
-from shardload.shards.store import Store
 from shardload_server.cli import console
-from shardload_server.cli.location import store_directory
 from shardload_server.cli.progress import Report, byte_bar
 from shardload_server.cli.sharing import ModelContents, ShardShare, Sharing, compare
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from shardload.config import StoreConfig
+
 EXPERT = re.compile(r"(?P<block>.* expert) \d+")
 
 
-def compare_files(paths: Sequence[Path], store: str | None, *, every_shard: bool, as_json: bool) -> None:
+def compare_files(paths: Sequence[Path], settings: StoreConfig, *, every_shard: bool, as_json: bool) -> None:
     """Print what files share; what is in them is remembered in the store. Raises GGUFError and OSError."""
     with ExitStack() as stack:
         files = [stack.enter_context(GGUFFile.open(path)) for path in paths]
-        digests = _digests(files, contents_of(store))
+        digests = _digests(files, _contents(settings))
         models = [
             ModelContents(_label(path, paths), str(path), shards_of(file.tensors.values()), found)
             for path, file, found in zip(paths, files, digests, strict=True)
@@ -46,10 +47,10 @@ def compare_files(paths: Sequence[Path], store: str | None, *, every_shard: bool
     out.print(summary(sharing), style="bold")
 
 
-def contents_of(store: str | None) -> Contents | None:
+def _contents(settings: StoreConfig) -> Contents | None:
     """What is remembered of files; None for no store."""
-    directory = store_directory(store)
-    return None if directory is None else Store(directory).contents
+    store = store_of(settings)
+    return store.contents if store is not None else None
 
 
 def _digests(files: Sequence[GGUFFile], contents: Contents | None) -> list[Mapping[str, str]]:

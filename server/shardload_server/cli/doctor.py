@@ -11,6 +11,7 @@ import psutil
 import typer
 
 from shardload._version import __version__
+from shardload.config import Config
 from shardload.errors import UnsupportedLlama, format_bytes
 from shardload.llama.facts import LlamaFacts, llama_facts
 from shardload.memory import available_bytes, cgroup_limit_bytes
@@ -25,7 +26,7 @@ PACKAGES = ("gguf", "numpy", "starlette", "uvicorn", "httptools", "cffi", "msgsp
 FEW_FILES = 1024
 
 
-def doctor(store: str | None, *, measure: bool = False, as_json: bool) -> None:
+def doctor(config: Config, *, measure: bool = False, as_json: bool) -> None:
     """Print what was found; exit code 1 when something cannot be used."""
     from rich.text import Text
 
@@ -36,8 +37,8 @@ def doctor(store: str | None, *, measure: bool = False, as_json: bool) -> None:
         _memory(),
         pressure_check(),
         _limits(),
-        store_check(store),
-        orders_check(measure=measure),
+        store_check(config.store),
+        orders_check(config.engine, measure=measure),
     ]
     if as_json:
         console.print_json(checks)

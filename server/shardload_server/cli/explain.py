@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shardload.config import load_config
 from shardload.errors import ConfigError, RequestError
 from shardload_server.cli import console
 
@@ -56,7 +55,7 @@ def explain(
 def _config(path: Path | None) -> Config:
     from shardload_server.cli.serve import ServeOptions, configure
 
-    return load_config(path) if path else configure(ServeOptions())
+    return configure(ServeOptions(config=path))
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from shardload.config import StoreConfig
+
 VOCABULARY_KINDS = {
     "llama": "SentencePiece",
     "gpt2": "byte-level BPE",
@@ -43,12 +45,12 @@ DEFAULT_CTX_TOKENS = 4096
 class InspectOptions:
     """What is asked for beside the facts."""
 
-    shards: bool = False
-    tensors: bool = False
-    metadata: bool = False
-    ctx_tokens: int | None = None
-    store: str | None = None
-    as_json: bool = False
+    shards: bool
+    tensors: bool
+    metadata: bool
+    ctx_tokens: int | None
+    store: StoreConfig
+    as_json: bool
 
 
 def inspect(path: Path, options: InspectOptions) -> None:

@@ -1,7 +1,8 @@
-"""Options that several commands have; nothing heavy may be imported here."""
+"""What the command line takes, apart from the commands; nothing heavy may be imported here."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -37,3 +38,48 @@ StoreOption = Annotated[
         help="The packed store.  [SHARDLOAD_STORE]",
     ),
 ]
+
+
+class KvType(StrEnum):
+    """What keys and values may be kept as."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+
+
+PathsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="FILE_OR_FOLDER", help="Models; without any: the demo models."),
+]
+HostOption = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where to listen.  [127.0.0.1]")]
+PortOption = Annotated[
+    int | None, typer.Option(metavar="N", min=0, max=65535, help="Port; 0: any free one.  [8080]")
+]
+BudgetOption = Annotated[
+    str | None, typer.Option(metavar="BYTES", help="Memory for models: 12GiB.  [80% of what is available]")
+]
+CtxOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="Context tokens per model.  [the model's, at most 4096]"),
+]
+ParallelOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, max=256, help="Requests at once per model.  [4]")
+]
+KvTypeOption = Annotated[
+    KvType | None,
+    typer.Option("--kv-type", metavar="TYPE", help="Of keys and values: f16, q8_0 or q4_0.  [f16]"),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="Compute threads.  [all physical cores]")
+]
+GpuLayersOption = Annotated[
+    int | None, typer.Option(metavar="N", min=-1, help="Layers on the GPU, for builds with one.  [0]")
+]
+ApiKeysOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="SHARDLOAD_API_KEY", show_envvar=False, metavar="KEY", help="A key to ask for; repeatable."
+    ),
+]
+ApiKeyFileOption = Annotated[Path | None, typer.Option(metavar="FILE", help="A file with one key per line.")]

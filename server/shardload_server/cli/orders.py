@@ -36,12 +36,12 @@ class TypeOrder(msgspec.Struct, frozen=True):
     prompt_gain: float
 
 
-def orders_check(*, measure: bool = False) -> Check:
+def orders_check(settings: EngineConfig, *, measure: bool = False) -> Check:
     """What is remembered of this machine; with ``measure`` everything is measured anew, for seconds."""
     from shardload.assembly import layout_choice
 
     try:
-        choice = layout_choice(EngineConfig())
+        choice = layout_choice(settings)
     except (NativeError, OSError) as error:
         return Check("layouts", "note", f"not known: {error}")
     if measure:

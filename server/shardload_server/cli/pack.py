@@ -12,12 +12,13 @@ from pathlib import Path
 
 import msgspec
 
+from shardload.config import StoreConfig
 from shardload.errors import UnsupportedLlama, format_bytes
 from shardload.gguf import GGUFFile
 from shardload.shards.store import Store
 from shardload_server.cli import console
-from shardload_server.cli.location import open_store
 from shardload_server.cli.progress import Report, byte_bar
+from shardload_server.cli.settings import open_store
 
 CANNOT_PACK = "where this llama.cpp keeps packed weights cannot be told: see `shardload doctor`"
 NAME_LETTERS = 24
@@ -45,9 +46,11 @@ class Packed(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def pack_files(paths: Sequence[Path], option: str | None, *, as_json: bool, pack: Pack | None = None) -> None:
+def pack_files(
+    paths: Sequence[Path], settings: StoreConfig, *, as_json: bool, pack: Pack | None = None
+) -> None:
     """Pack files one after the other; what is in the store already is left as it is."""
-    store = open_store(option)
+    store = open_store(settings)
     pack = pack or pack_model
     done: list[Packed] = []
     for parts in _models(paths):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shardload.config import Config, load_config, parse_bytes
+from shardload.config import Config, load_config
 from shardload.errors import ConfigError, format_bytes
 from shardload_server.cli import console
-from shardload_server.cli.location import store_config
+from shardload_server.cli.settings import configuration, size_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +42,7 @@ class ServeOptions:
 
 def configure(options: ServeOptions) -> Config:
     """The configuration file with the command line over it; without either, the demo models."""
-    config = load_config(options.config) if options.config else Config()
+    config = configuration(options.config, options.store)
     folders, files = _sorted_paths(options.paths)
     if not options.paths and options.config is None:
         folders = (_demo_folder(),)
@@ -57,7 +57,7 @@ def configure(options: ServeOptions) -> Config:
             api_keys=(*config.server.api_keys, *options.api_keys) if options.api_keys else None,
             api_key_file=str(options.api_key_file.absolute()) if options.api_key_file else None,
         ),
-        memory=_over(config.memory, budget=_budget(options.budget)),
+        memory=_over(config.memory, budget=size_of("--budget", options.budget)),
         engine=_over(
             config.engine,
             ctx=options.ctx,
@@ -66,22 +66,12 @@ def configure(options: ServeOptions) -> Config:
             threads=options.threads,
             gpu_layers=options.gpu_layers,
         ),
-        store=store_config(options.store, config.store),
     )
 
 
 def _over(section: Any, **values: object) -> Any:
     given = {name: value for name, value in values.items() if value is not None}
     return msgspec.structs.replace(section, **given)
-
-
-def _budget(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise ConfigError(f"--budget: {error}") from error
 
 
 def _sorted_paths(paths: tuple[Path, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
-from shardload.config import parse_bytes
-from shardload.errors import ConfigError, NativeError, format_bytes
+from shardload.errors import NativeError, format_bytes
 from shardload.shards.store import PruneReport, Store
 from shardload_server.cli import console
-from shardload_server.cli.location import open_store
 from shardload_server.cli.progress import byte_bar
+from shardload_server.cli.settings import open_store, size_of
 from shardload_server.cli.stored import Stored, StoredModel, ago, summarise
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from shardload.config import StoreConfig
 
 ID_LETTERS = 12
 
@@ -41,9 +42,9 @@ class Removed(msgspec.Struct, frozen=True):
     held_bytes: int
 
 
-def list_store(option: str | None, *, every_entry: bool, as_json: bool) -> None:
+def list_store(settings: StoreConfig, *, every_entry: bool, as_json: bool) -> None:
     """Print which models have what in the store."""
-    store = open_store(option)
+    store = open_store(settings)
     users = {entry: [str(path) for path in paths] for entry, paths in store.users().items()}
     found = summarise(
         store.directory, store.limit_bytes, store.entries(), users, _build(), every_entry=every_entry
@@ -109,9 +110,9 @@ def _entry_table(found: Stored) -> Table:
     return made
 
 
-def verify(option: str | None, *, as_json: bool) -> None:
+def verify(settings: StoreConfig, *, as_json: bool) -> None:
     """Look at every byte; exit code 1 when something was damaged or could not be read."""
-    store = open_store(option)
+    store = open_store(settings)
     with byte_bar("verifying") as report:
         looked = store.verify(report)
     found = Verified(
@@ -133,24 +134,15 @@ def verify(option: str | None, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def prune(option: str | None, *, limit: str | None, as_json: bool) -> None:
+def prune(settings: StoreConfig, *, limit: str | None, as_json: bool) -> None:
     """Remove what this build cannot use and, for a limit, what was unused for longest."""
-    store = open_store(option)
-    _tell_removed(store, store.prune(_limit_bytes(limit), keep_build=_build()), as_json=as_json)
+    store = open_store(settings)
+    _tell_removed(store, store.prune(size_of("--limit", limit), keep_build=_build()), as_json=as_json)
 
 
-def _limit_bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise ConfigError(f"--limit: {error}") from error
-
-
-def clear(option: str | None, *, as_json: bool) -> None:
+def clear(settings: StoreConfig, *, as_json: bool) -> None:
     """Remove everything."""
-    store = open_store(option)
+    store = open_store(settings)
     _tell_removed(store, store.clear(), as_json=as_json)
 
 

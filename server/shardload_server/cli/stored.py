@@ -89,12 +89,12 @@ def summarise(
 def _model(path: str, members: Sequence[Entry], paths: Mapping[str, Sequence[str]]) -> StoredModel:
     others = {other for entry in members for other in paths[entry.id]} - {path}
     return StoredModel(
-        name=_name(path),
+        name=model_name(path),
         path=path,
         entries=len(members),
         bytes=sum(entry.nbytes for entry in members),
         shared_bytes=sum(entry.nbytes for entry in members if len(paths[entry.id]) > 1),
-        shared_with=tuple(_name(other) for other in sorted(others)),
+        shared_with=tuple(model_name(other) for other in sorted(others)),
         last_used=max(entry.last_used for entry in members),
     )
 
@@ -110,11 +110,12 @@ def _line(entry: Entry, paths: Sequence[str]) -> StoredEntry:
         build=key.build,
         last_used=entry.last_used,
         verified=entry.verified,
-        models=tuple(_name(path) for path in paths),
+        models=tuple(model_name(path) for path in paths),
     )
 
 
-def _name(path: str) -> str:
+def model_name(path: str | Path) -> str:
+    """What a model is called by its file."""
     return Path(path).name.removesuffix(".gguf")
 
 

@@ -58,11 +58,10 @@ class FileTalker:
 
     def __init__(self, options: RunOptions) -> None:
         import shardload
-        from shardload.config import Config, StoreConfig
-        from shardload_server.cli.location import store_config
+        from shardload_server.cli.settings import configuration
 
         self._options = options
-        config = Config(store=store_config(options.store, StoreConfig()))
+        config = configuration(None, options.store)
         self._model = shardload.open(Path(options.model).expanduser(), ctx=options.ctx, config=config)
 
     def answer(self, messages: Messages) -> Generator[str, None, None]:
