@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from tiny_gguf import finish
 
 
 def copy_model(
@@ -51,7 +52,4 @@ def _copy_header(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
 def _write(writer: gguf.GGUFWriter, tensors: Iterable[Any]) -> None:
     for tensor in tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)

@@ -16,6 +16,7 @@ import anyio.lowlevel
 import gguf
 import numpy as np
 from fake_opener import FakeClock, FakeOpener
+from tiny_gguf import finish
 
 from shardload.library.catalog import Catalog
 from shardload.library.entry import Use
@@ -42,10 +43,7 @@ def write_model(path: Path, *, architecture: str = "llama", blocks: int = 2, **v
         _add(writer, key, value)
     writer.add_token_list(["a", "b", "c"])
     writer.add_tensor("token_embd.weight", np.zeros((3, 64), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

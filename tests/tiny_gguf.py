@@ -1,6 +1,6 @@
 """Writes small models with random weights for the tests that run llama.cpp.
 
-``from tiny_gguf import write_llama, write_bert`` works in every test file.
+``from tiny_gguf import write_llama, write_bert, finish`` works in every test file.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def write_llama(
         matrix(f"{block}ffn_gate.weight", hidden, dim)
         matrix(f"{block}ffn_up.weight", hidden, dim)
         matrix(f"{block}ffn_down.weight", dim, hidden)
-    return _finish(writer, path)
+    finish(writer)
+    return path
 
 
 def write_bert(path: Path, *, dim: int = 32, hidden: int = 64, context: int = 100, pooling: int = 1) -> Path:
@@ -150,12 +151,13 @@ def write_bert(path: Path, *, dim: int = 32, hidden: int = 64, context: int = 10
     for name, shape in shapes.items():
         weights = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.3)
         writer.add_tensor(name, weights + np.float32("norm.weight" in name))
-    return _finish(writer, path)
+    finish(writer)
+    return path
 
 
-def _finish(writer: gguf.GGUFWriter, path: Path) -> Path:
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write all that a writer was given, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path

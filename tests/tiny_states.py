@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from tiny_gguf import sentence_piece
+from tiny_gguf import finish, sentence_piece
 
 DIM, HIDDEN, INNER, STATE, RANK, KERNEL = 32, 64, 64, 8, 4, 4
 WINDOW_TOKENS = 16
@@ -43,10 +43,7 @@ class _Writer:
         self.gguf.add_tensor(name, np.ones(count, np.float32))
 
     def finish(self) -> Path:
-        self.gguf.write_header_to_file()
-        self.gguf.write_kv_data_to_file()
-        self.gguf.write_tensors_to_file()
-        self.gguf.close()
+        finish(self.gguf)
         return self.path
 
 

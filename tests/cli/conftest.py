@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import finish
 from typer.testing import CliRunner, Result
 
 from shardload_server.cli.app import app
@@ -49,10 +50,7 @@ def model_file(tmp_path: Path) -> Path:
         writer.add_tensor(f"blk.{block}.attn_q.weight", np.ones((64, 64), np.float16))
         writer.add_tensor(f"blk.{block}.ffn_up.weight", np.ones((128, 64), np.float16))
     writer.add_tensor("output.weight", np.ones((5, 64), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import finish
 from typer.testing import Result
 
 from shardload_server.cli.compare import summary, without_experts
@@ -22,10 +23,7 @@ def write_model(path: Path, last: float) -> Path:
     writer.add_tensor("token_embd.weight", np.zeros((4, 64), np.float32))
     for block, value in enumerate((1.0, last)):
         writer.add_tensor(f"blk.{block}.attn_q.weight", np.full((64, 64), value, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import finish
 from typer.testing import Result
 
 from shardload.gguf import GGUFFile
@@ -139,10 +140,7 @@ def test_names_in_a_file_do_not_steer_the_terminal(invoke: Invoke, tmp_path: Pat
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("a\x1b[2Jb\x9bc")
     writer.add_tensor("blk.0.\x1b[7mx", np.ones(4, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     result = invoke("inspect", path, "--tensors", "--metadata")
     assert result.exit_code == 0
     assert not set(result.stdout) & {"\x1b", "\x9b"}

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import finish
 
 import shardload
 from shardload.errors import GGUFError, HandleClosed, NotGGUF
@@ -50,10 +51,7 @@ def model(tmp_path: Path) -> Path:
         )
         writer.add_tensor(f"blk.{index}.norm.weight", np.ones(8, np.float32))
     writer.add_tensor("output_norm.weight", np.ones(8, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import finish
 
 from shardload.errors import CorruptGGUF, MissingSplit
 from shardload.gguf import GGUFFile
@@ -22,10 +23,7 @@ def parts(tmp_path: Path) -> list[Path]:
     writer.add_token_list(["a", "b"])
     for index in range(6):
         writer.add_tensor(f"blk.{index}.weight", np.full((4, 8), index, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return [tmp_path / name for name in NAMES]
 
 
@@ -105,9 +103,6 @@ def test_broken_part_is_named(parts: list[Path]) -> None:
 def test_name_of_a_split_without_its_keys_is_a_whole_model(tmp_path: Path, parts: list[Path]) -> None:
     path = tmp_path / "alone-00001-of-00009.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with GGUFFile(path) as file:
         assert file.paths == (path,)

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import finish
 
 from shardload.errors import UnsupportedGGUF
 from shardload.gguf import GGUFFile
@@ -33,10 +34,7 @@ def every_type(tmp_path_factory: pytest.TempPathFactory) -> Path:
             blocks = generator.integers(0, 256, (2, 3, 2 * size), dtype=np.uint8)
             writer.add_tensor(kind.name, blocks, raw_dtype=kind)
         assert elements <= 256
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -95,10 +93,7 @@ def test_types_of_ggml_that_the_package_lacks(tmp_path: Path, every_type: Path) 
         writer = gguf.GGUFWriter(path, "llama")
         # As F32 of the same size would be written, with the number of the type put in afterwards.
         writer.add_tensor("unlikely-name", blocks.view(np.int8), raw_dtype=gguf.GGMLQuantizationType.I8)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer)
         raw = bytearray(path.read_bytes())
         at = raw.index(b"unlikely-name") + len("unlikely-name") + 4
         raw[at : at + 8] = known.block_elements.to_bytes(8, "little")

@@ -11,6 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import finish
 
 from shardload.gguf import GGUFFile
 from shardload.memory import drop_file_cache, file_resident_bytes
@@ -28,10 +29,7 @@ def write(path: Path, *, seed: int = 1, changed: str = "", split: int = 0, name:
     for at, tensor in enumerate(NAMES):
         chance = np.random.default_rng(seed + at + (1000 if tensor == changed else 0))
         writer.add_tensor(tensor, chance.standard_normal((8, 32), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
