@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packable import (
@@ -151,15 +152,24 @@ def test_everything_at_once(path: Path, pantry: Pantry, disk_path: Path) -> None
     expected = said_by(path, PACKED)
     errors: list[BaseException] = []
     said: list[Said] = []
-    packed = threading.Event()
+    news, enough = threading.Condition(), threading.Event()
+
+    def tell(where: list[Any], what: object) -> None:
+        with news:
+            where.append(what)
+            news.notify_all()
+
+    def wait_for(count: int) -> None:
+        with news:
+            assert news.wait_for(lambda: len(said) >= count or errors, SECONDS)
 
     def repeated(work: Callable[[], object]) -> threading.Thread:
         def run() -> None:
             try:
-                while not packed.is_set():
+                while not enough.is_set():
                     work()
             except BaseException as error:
-                errors.append(error)
+                tell(errors, error)
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -168,20 +178,18 @@ def test_everything_at_once(path: Path, pantry: Pantry, disk_path: Path) -> None
     with open_shelved(path, pantry) as model, paged(model) as weights, speaking(model) as speak:
         weights.choose = lambda tokens: "file" if tokens > 1 and len(said) % 2 else "packed"
         threads = [
-            repeated(lambda: said.append(speak())),
+            repeated(lambda: tell(said, speak())),
             repeated(weights.bring_back),
             repeated(lambda: weights.page_out(2**17)),
             repeated(lambda: (weights.set_limit(2**18), weights.set_limit(None))),
             repeated(lambda: (weights.measure([]), weights.traffic)),
         ]
-        while len(said) < 3 and not errors:
-            pass
         try:
+            wait_for(3)
             pack(model, pantry, moved=weights.refresh)
-            while len(said) < 8 and not errors:
-                pass
+            wait_for(8)
         finally:
-            packed.set()
+            enough.set()
             for thread in threads:
                 thread.join(SECONDS)
         assert errors == []

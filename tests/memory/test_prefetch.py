@@ -137,10 +137,11 @@ def test_closing_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
     prefetcher = Prefetcher()
     job = prefetcher.bring(chunks(0, 100), name="model")
     disk.wait_for(2)
+    cancel, cancelled = job.cancel, threading.Event()
+    monkeypatch.setattr(job, "cancel", lambda: (cancel(), cancelled.set()))
     closing = threading.Thread(target=prefetcher.close)
     closing.start()
-    while not job.cancelled:
-        pass
+    assert cancelled.wait(SECONDS)
     disk.let_go()
     closing.join(SECONDS)
     prefetcher.close()
