@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PROGRESS_STEP = 0.01
+PROGRESS_SECONDS = 0.05
+"""Progress is told so often: the event loop that hears of it keeps the opener from its work meanwhile."""
 SMALL_WEIGHTS_BYTES = 16 * 2**20
 """A step over fewer bytes is done before a second thread has joined in."""
 
@@ -274,18 +276,19 @@ async def _outcome(work: Future[T]) -> T:
 
 
 class _Reporter:
-    """Carries progress from the opener's thread to the event loop, one step per percent."""
+    """Carries progress from the opener's thread to the event loop, now and then and at the end."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, progress: Progress, giving_up: threading.Event
     ) -> None:
         self._loop, self._progress, self._giving_up = loop, progress, giving_up
-        self._reported = -1.0
+        self._reported_at = time.monotonic()
 
     def __call__(self, done: float) -> bool:
         if self._giving_up.is_set():
             return False
-        if done >= 1.0 or done - self._reported >= PROGRESS_STEP:
-            self._reported = done
+        now = time.monotonic()
+        if done >= 1.0 or now - self._reported_at >= PROGRESS_SECONDS:
+            self._reported_at = now
             self._loop.call_soon_threadsafe(self._progress, done)
         return True
