@@ -10,39 +10,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from service_fakes import FakeCatalog, make_entry
 
 from shardload.answer import AnswerDelta
 from shardload.config import Config
 from shardload.engine.request import Finish, Timings, Usage
-from shardload.errors import ModelNotFound
 from shardload.library.entry import ModelEntry
 from shardload.library.opener import ShardResidency
 from shardload.requests import EmbeddingRequest
 
 
 def entry(name: str) -> ModelEntry:
-    path = Path(f"/models/{name}.gguf")
-    return ModelEntry(
-        name=name,
-        path=path,
-        paths=(path,),
+    return make_entry(
+        name,
         aliases=(f"{name}-alias",),
-        base=None,
-        ctx_tokens=512,
-        slots=4,
-        parameters={},
-        system=None,
         chat_template="",
-        pin=False,
-        preload=False,
-        keep_alive_seconds=None,
-        kind="generate",
-        capabilities=frozenset({"completion", "chat"}),
-        architecture="llama",
-        parameter_count=1000,
         size_bytes=4096,
         context_length=1024,
-        file_key=((1, 2, 3, 4),),
         created=1700000000,
     )
 
@@ -86,23 +70,6 @@ class FakeStatus:
         ShardResidency("embeddings", 1000, 500, 0),
         ShardResidency("block 0", 3096, 1548, 128, ("grace",)),
     )
-
-
-@dataclass
-class FakeCatalog:
-    known: dict[str, ModelEntry]
-
-    def get(self, name: str) -> ModelEntry:
-        for each in self.known.values():
-            if name == each.name or name in each.aliases:
-                return each
-        raise ModelNotFound(name, self.known)
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.known)
-
-    def entries(self) -> tuple[ModelEntry, ...]:
-        return tuple(self.known.values())
 
 
 @dataclass
@@ -220,7 +187,7 @@ class FakeEmbeddings:
 
 
 def catalog_of_three() -> FakeCatalog:
-    return FakeCatalog({name: entry(name) for name in ("ada", "grace", "org/model")})
+    return FakeCatalog([entry(name) for name in ("ada", "grace", "org/model")])
 
 
 class FakeService:
