@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -151,3 +153,12 @@ def stored_bytes(model: Model) -> int:
 def smallest(model: Model) -> PlacedTensor:
     """The tensor by which a load finds out whether what is stored is what llama.cpp packs."""
     return min((placed for placed in model.tensors if placed.packing), key=lambda placed: placed.file.length)
+
+
+def rename_over(path: Path, other: Path) -> None:
+    """Rename a file of the same size over another, with the time of that one."""
+    before, fresh = path.stat(), path.with_suffix(".fresh")
+    shutil.copyfile(other, fresh)
+    os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(fresh, path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -195,12 +194,3 @@ def flip(path: Path, at: int) -> None:
         (byte,) = file.read(1)
         file.seek(at)
         file.write(bytes([byte ^ 1]))
-
-
-def rename_over(path: Path, other: Path) -> None:
-    """Rename a file of the same size over another, with the time of that one."""
-    before, fresh = path.stat(), path.with_suffix(".fresh")
-    shutil.copyfile(other, fresh)
-    os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
-    os.replace(fresh, path)
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)

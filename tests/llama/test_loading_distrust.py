@@ -15,6 +15,7 @@ from packable import (
     linux_only,
     open_shelved,
     pack_file,
+    rename_over,
     said_by,
     say,
     shelved,
@@ -63,11 +64,9 @@ def test_a_lender_that_changes_between_look_up_and_load(pantry: Pantry, tmp_path
 def test_a_file_that_is_replaced_between_look_up_and_load(path: Path, pantry: Pantry, tmp_path: Path) -> None:
     pack_file(path, pantry)
     params = shelved(path, pantry)
-    status = path.stat()
     other = small_model(tmp_path / "other.gguf", seed=9)
     expected = said_by(other, PACKED)
-    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.replace(other, path)
+    rename_over(path, other)
     with Model.open([path], params) as model:
         assert stored_bytes(model) == 0
         assert say(model) == expected

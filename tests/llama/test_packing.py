@@ -21,6 +21,7 @@ from packable import (
     open_pantry,
     open_shelved,
     pack_file,
+    rename_over,
     said_by,
     say,
     small_model,
@@ -148,10 +149,7 @@ def test_a_file_that_was_replaced_since_the_open_is_not_packed(
 ) -> None:
     expected = said_by(path, PACKED)
     with open_shelved(path, pantry) as model:
-        status = path.stat()
-        other = small_model(tmp_path / "other.gguf", seed=9)
-        os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
-        os.replace(other, path)
+        rename_over(path, small_model(tmp_path / "other.gguf", seed=9))
         assert pack(model, pantry) == 0
         assert say(model) == expected
     assert pantry.store.entries() == []

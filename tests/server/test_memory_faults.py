@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from served_site import PATIENCE_SECONDS, PROMPT, SEEDS, Server, Site, flip, packed_bytes, rename_over
+from packable import rename_over
+from served_site import PATIENCE_SECONDS, PROMPT, SEEDS, Server, Site, flip, packed_bytes
 
 pytestmark = [
     pytest.mark.real,

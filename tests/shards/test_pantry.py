@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from packable import fine_tune, learn, open_pantry, small_model
+from packable import fine_tune, learn, open_pantry, rename_over, small_model
 
 from shardload.errors import StoreUnavailable
 from shardload.gguf import GGUFFile
@@ -114,12 +114,7 @@ def test_a_lender_that_changed_lends_no_more(pantry: Pantry, base: Path, tmp_pat
 
 def test_a_file_in_the_place_of_another_is_not_described(pantry: Pantry, base: Path, tmp_path: Path) -> None:
     shelf = pantry.shelf([base])
-    status = base.stat()
-    other = small_model(tmp_path / "other.gguf", seed=9)
-    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.replace(other, base)
-    assert base.stat().st_size == status.st_size
-    assert base.stat().st_mtime_ns == status.st_mtime_ns
+    rename_over(base, small_model(tmp_path / "other.gguf", seed=9))
     assert not shelf.describes(FileIdentity.of(base))
 
 
