@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardload_server.cli.console import count, percent, short_bytes
+from shardload_server.cli.console import count, percent, short_bytes, stdout, table
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,14 @@ def test_none_and_all_are_exact(share: float, text: str) -> None:
 
 def test_count() -> None:
     assert (count(1, "model"), count(0, "model")) == ("1 model", "0 models")
+
+
+@pytest.mark.parametrize(("columns", "lines"), [("", 3), ("80", 6)])
+def test_programs_get_a_row_in_one_line(
+    columns: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    made = table("model", "state")
+    made.add_row("a-name-of-many-letters-" * 10, "open")
+    stdout().print(made)
+    assert len(capsys.readouterr().out.splitlines()) == lines

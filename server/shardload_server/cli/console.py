@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -12,12 +13,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+PIPE_COLUMNS = 10_000
+"""As wide as no line is: programs that read a table get each of its rows in one line."""
+
 
 def stdout() -> Console:
     """A console on standard output; nothing in a string is taken for markup unless asked for."""
     from shardload_server.cli.screen import Screen
 
-    return Screen(highlight=False, markup=False, emoji=False)
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_COLUMNS
+    return Screen(width=width, highlight=False, markup=False, emoji=False)
 
 
 def stderr() -> Console:
