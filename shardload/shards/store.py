@@ -43,6 +43,8 @@ class PruneReport:
     removed: tuple[Entry, ...]
     freed_bytes: int
     held: tuple[Entry, ...]
+    refused: tuple[Entry, ...] = ()
+    """What the disk, or the rights of this user, would not let go."""
 
 
 class _Look(NamedTuple):
@@ -198,16 +200,32 @@ class Store:
             excess = sum(entry.nbytes for entry in others) - limit_bytes
             leaving = victims(others, held, excess, keep_build or "")
             chosen += others if leaving is None else leaving
-        removed = [entry for entry in chosen if entry.id not in held and self._remove(entry)]
         kept = tuple(entry for entry in chosen if entry.id in held)
-        return PruneReport(tuple(removed), sum(entry.nbytes for entry in removed), kept)
+        return self._removed([entry for entry in chosen if entry.id not in held], kept)
 
     def clear(self) -> PruneReport:
         """Remove everything, in use or not; mapped files live on until they are unmapped."""
-        removed = [entry for entry in self._known() if self._remove(entry)]
+        report = self._removed(self._known())
         self.contents.clear()
         self._objects.sweep()
-        return PruneReport(tuple(removed), sum(entry.nbytes for entry in removed), ())
+        return report
+
+    def check_readable(self) -> None:
+        """Raise StoreUnavailable for a directory that is there and is kept from this user."""
+        for directory in (self.directory, self._objects.directory):
+            try:
+                os.scandir(directory).close()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise StoreUnavailable(self.directory, error.strerror or str(error)) from error
+
+    def _removed(self, entries: Iterable[Entry], held: tuple[Entry, ...] = ()) -> PruneReport:
+        removed: list[Entry] = []
+        refused: list[Entry] = []
+        for entry in entries:
+            (removed if self._remove(entry) else refused).append(entry)
+        return PruneReport(tuple(removed), sum(entry.nbytes for entry in removed), held, tuple(refused))
 
     def _fits(self, found: Found) -> bool:
         return found.record.fits(found.identity) or (

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import Result
 
 from shardload.shards.entry import PackedKey
+from shardload.shards.objects import Objects
 from shardload.shards.store import Store
 from shardload_server.cli import store as command
 from shardload_server.cli.stored import Stored
@@ -115,6 +116,33 @@ def test_clear(invoke: Invoke, store: Store) -> None:
     assert store.entries() == []
 
 
+@pytest.mark.parametrize("verb", ["prune", "clear"])
+def test_what_cannot_be_removed_is_told(
+    invoke: Invoke, store: Store, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Objects, "remove", refuse)
+    result = invoke("store", verb, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["entries"] == 0
+    assert f"cannot be removed from {store.directory}" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["list", "verify", "prune", "clear"])
+def test_a_store_that_cannot_be_read_is_not_empty(
+    invoke: Invoke, store: Store, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", refuse)
+    result = invoke("store", verb)
+    assert result.exit_code == 1
+    assert result.stderr == f"the store {store.directory}: Permission denied\n"
+
+
 @pytest.mark.parametrize("verb", ["list", "verify", "prune", "clear"])
 def test_off_is_no_store(invoke: Invoke, verb: str) -> None:
     result = invoke("store", verb, "--store", "off")
@@ -127,3 +155,11 @@ def test_remarks_are_about_what_is_there() -> None:
     assert len(command.remarks(full)) == 2
     assert command.remarks(Stored("/store", None, 10, 2, (), 0, 0)) == []
     assert command.headline(full) == "/store: 10 B in 2 tensors"
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [((1, 1, 64, 32), "64 x 32"), ((8, 64, 1), "8 x 64 x 1"), ((1, 1), "1"), ((64,), "64")],
+)
+def test_shapes_begin_with_what_is_more_than_one(shape: tuple[int, ...], text: str) -> None:
+    assert command.shape_line(shape) == text

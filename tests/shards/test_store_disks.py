@@ -95,7 +95,8 @@ def test_a_directory_that_cannot_be_written_can_be_used(
         with pytest.raises(StoreUnavailable, match="ermission"):
             reader.write(key("b"), DATA)
         reader.remove([entry])
-        assert reader.prune(0).removed == ()
+        for report in (reader.prune(0), reader.clear()):
+            assert (report.removed, report.freed_bytes, report.refused) == ((), 0, (entry,))
         with reader.hold([entry]):
             assert reader.verify().checked == (entry,)
     assert store.find([key()]) == {key(): entry}
@@ -139,6 +140,14 @@ def test_a_directory_that_cannot_be_looked_into(shared_path: Path, key: Key, for
         assert store.used_bytes() == 0
         with pytest.raises(StoreUnavailable):
             store.write(key("b"), DATA)
+        with pytest.raises(StoreUnavailable, match="ermission"):
+            store.check_readable()
+    store.check_readable()
+
+
+def test_a_store_that_is_not_there_yet_can_be_read(tmp_path: Path) -> None:
+    Store(tmp_path / "none").check_readable()
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_store_below_a_file_is_unavailable(tmp_path: Path, key: Key) -> None:

@@ -33,10 +33,11 @@ def store_config(option: str | None, base: StoreConfig) -> StoreConfig:
 
 
 def open_store(settings: StoreConfig) -> Store:
-    """The configured store; raises ConfigError where it is off."""
+    """The configured store; raises ConfigError where it is off, StoreUnavailable where it cannot be read."""
     store = store_of(settings)
     if store is None:
         raise ConfigError("packed weights are off: there is no store to work on; name one with --store DIR")
+    store.check_readable()
     return store
 
 

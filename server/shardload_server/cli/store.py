@@ -33,13 +33,15 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """What left the store, and what stays because running processes use it."""
+    """What left the store, what stays because running processes use it, and what could not be removed."""
 
     directory: str
     entries: int
     bytes: int
     held_entries: int
     held_bytes: int
+    refused_entries: int
+    refused_bytes: int
 
 
 def list_store(settings: StoreConfig, *, every_entry: bool, as_json: bool) -> None:
@@ -102,12 +104,18 @@ def _entry_table(found: Stored) -> Table:
         made.add_row(
             entry.id[:ID_LETTERS],
             entry.type,
-            " x ".join(map(str, entry.shape)),
+            shape_line(entry.shape),
             format_bytes(entry.bytes),
             ago(now - entry.last_used),
             console.few(entry.models),
         )
     return made
+
+
+def shape_line(shape: tuple[int, ...]) -> str:
+    """A tensor's extents, without those of 1 before the others."""
+    first = next((at for at, extent in enumerate(shape) if extent > 1), len(shape) - 1)
+    return " x ".join(map(str, shape[first:]))
 
 
 def verify(settings: StoreConfig, *, as_json: bool) -> None:
@@ -148,17 +156,27 @@ def clear(settings: StoreConfig, *, as_json: bool) -> None:
 
 def _tell_removed(store: Store, report: PruneReport, *, as_json: bool) -> None:
     held_bytes = sum(entry.nbytes for entry in report.held)
+    refused_bytes = sum(entry.nbytes for entry in report.refused)
     found = Removed(
-        str(store.directory), len(report.removed), report.freed_bytes, len(report.held), held_bytes
+        directory=str(store.directory),
+        entries=len(report.removed),
+        bytes=report.freed_bytes,
+        held_entries=len(report.held),
+        held_bytes=held_bytes,
+        refused_entries=len(report.refused),
+        refused_bytes=refused_bytes,
     )
     if as_json:
         console.print_json(found)
-        return
-    out = console.stdout()
-    out.print(f"removed {console.count(found.entries, 'tensor')}, {format_bytes(found.bytes)}")
-    if found.held_entries:
-        held = console.count(found.held_entries, "tensor")
-        out.print(f"left {held}, {format_bytes(held_bytes)}: in use by a running process")
+    else:
+        out = console.stdout()
+        out.print(f"removed {console.count(found.entries, 'tensor')}, {format_bytes(found.bytes)}")
+        if found.held_entries:
+            held = console.count(found.held_entries, "tensor")
+            out.print(f"left {held}, {format_bytes(held_bytes)}: in use by a running process")
+    if found.refused_entries:
+        refused = console.count(found.refused_entries, "tensor")
+        console.fail(f"{refused}, {format_bytes(refused_bytes)}, cannot be removed from {store.directory}")
 
 
 def _build() -> str | None:
