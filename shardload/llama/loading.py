@@ -48,6 +48,8 @@ class Loading:
     tensors: list[PlacedTensor] = field(default_factory=list)
     identities: list[FileIdentity] = field(default_factory=list)
     """What the model's own files were when they were mapped."""
+    data_starts: dict[int, int] = field(default_factory=dict)
+    """Where the first tensor of each of the model's own files is mapped, by where the file is mapped."""
     _plain_buffer: int = 0
     _others: dict[str, MappedFile | None] = field(default_factory=dict)
     """Files that tensors were found in, by path; None for one that could not be mapped."""
@@ -67,6 +69,7 @@ class Loading:
         """Note a tensor that is read from its file, or from one that has the same bytes."""
         data, buffer, extra = tensor.words
         self._plain_buffer = self._plain_buffer or buffer
+        self._note_own(data)
         placed = self._placed(tensor, data)
         tensor.point(placed.file.address, buffer, extra)
         self.tensors.append(placed)
@@ -74,7 +77,7 @@ class Loading:
     def copying(self, tensor: Tensor, source: int) -> bool:
         """Note a tensor that llama.cpp packs, and bring its packed bytes if there are any."""
         data, buffer, extra = tensor.words
-        if not extra or not self._is_mapped(source):
+        if not self._note_own(source) or not extra:
             return False  # made up by llama.cpp, or copied as it is
         private = Range(data, tensor.copied_bytes)
         packing = Packing(tensor.buffer_type, private, None, buffer, extra)
@@ -119,8 +122,14 @@ class Loading:
                 placed.pack()
                 placed.packing.place = placed.packing.private
 
-    def _is_mapped(self, address: int) -> bool:
-        return any(file.address <= address < file.address + file.length for file in self.files)
+    def _note_own(self, address: int) -> bool:
+        """Note where a tensor is in the model's own files; False where it is in none."""
+        for file in self.files:
+            if file.address <= address < file.address + file.length:
+                start = self.data_starts.get(file.address, address)
+                self.data_starts[file.address] = min(start, address)
+                return True
+        return False
 
     def _placed(self, tensor: Tensor, address: int, packing: Packing | None = None) -> PlacedTensor:
         name, nbytes = tensor.name, tensor.nbytes

@@ -180,11 +180,10 @@ class Model(Handle):
     def drop_read_ahead(self) -> None:
         """Let go of what reading the headers has read beyond them; nothing that is in use."""
         for path, mapping in zip(self.paths, self._kept, strict=False):
-            end = mapping.address + mapping.length
-            inside = [p.file.address for p in self.tensors if mapping.address <= p.file.address < end]
-            if inside:
+            start = self._loading.data_starts.get(mapping.address)
+            if start is not None:
                 with suppress(OSError):  # deleted meanwhile
-                    memory.drop_file_cache(path, min(inside) - mapping.address, READ_AHEAD_BYTES)
+                    memory.drop_file_cache(path, start - mapping.address, READ_AHEAD_BYTES)
 
     def keep_mapped(self, file: MappedFile) -> None:
         """Take over a mapping that tensors are moved to; it lasts as long as the weights."""

@@ -26,6 +26,7 @@ from packable import (
 )
 
 from shardload import memory
+from shardload.gguf import GGUFFile
 from shardload.llama import Model, ModelParams
 from shardload.llama import loading as loading_module
 from shardload.llama.loading import Loading
@@ -92,6 +93,30 @@ def test_what_is_lent_is_at_the_same_address(path: Path, pantry: Pantry, tmp_pat
         assert "blk.0.ffn_up.weight" in same
         assert "blk.0.attn_q.weight" in different
         assert say(other) == expected
+
+
+def test_what_was_read_ahead_leaves_also_where_another_file_has_it(disk_path: Path) -> None:
+    path = small_model(disk_path / "model.gguf", "Q4_0", LARGE)
+    tuned = fine_tune(disk_path / "tuned.gguf", path)
+    with open_pantry(disk_path / "store") as pantry:
+        for one in (path, tuned):
+            pack_file(one, pantry)
+        with GGUFFile.open(tuned) as file:
+            embeddings = file.tensors["token_embd.weight"]
+        descriptor = os.open(tuned, os.O_RDWR)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        with open_shelved(path, pantry) as model, open_shelved(tuned, pantry) as other:
+            places = [
+                placed.file
+                for one in (model, other)
+                for placed in one.tensors
+                if placed.name == embeddings.name
+            ]
+            assert places[0] == places[1], "it is lent"
+            tuned.read_bytes()
+            other.drop_read_ahead()
+            assert not memory.file_resident_bytes(tuned, embeddings.offset + 4096, embeddings.nbytes - 8192)
 
 
 @pytest.mark.parametrize("first_closed", [0, 1])
