@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shardload.library.entry import ModelEntry
@@ -80,7 +80,7 @@ class ModelStatus:
 
 def model_status(
     entry: ModelEntry,
-    instances: Iterable[Instance],
+    instances: Sequence[Instance],
     weights: Weights | None,
     counters: ModelCounters,
     past: PageTotals,
@@ -98,28 +98,18 @@ def model_status(
     waiting = [instance for instance in instances if instance.state in ("waiting", "closing")]
     if weights is not None and weights.state == "closing":
         weights = None
-    open_now = [instance for instance in there if instance.state == "open"]
-    expires_at = math.inf
-    if open_now and not pinned and all(instance.idle for instance in open_now):
-        expires_at = max(instance.expires_at for instance in open_now)
-    elif weights is not None and not weights.instances:
-        expires_at = weights.keep_until
-    measured = weights.measured if weights else None
-    resident_bytes = measured.resident_bytes if measured else None if weights else closed_bytes
-    facts = weights.handle.facts if weights and weights.handle else None
-    totals = past.plus(facts)
-    return ModelStatus(
+    status = ModelStatus(
         name=entry.name,
         state=_state(there, waiting, weights, counters),
-        resident_bytes=resident_bytes,
+        resident_bytes=None,
         size_bytes=entry.size_bytes,
         private_bytes=sum(i.private_bytes for i in there) + (weights.private_bytes if weights else 0),
-        kv_bytes=sum(instance.handle.kv_bytes for instance in open_now if instance.handle),
+        kv_bytes=sum(instance.handle.kv_bytes for instance in there if instance.handle),
         leases=sum(instance.leases for instance in there),
         # Leases beyond the slots wait inside the engine.
         queued=sum(max(len(i.waiters), i.queued) for i in (*there, *waiting)),
         pinned=pinned,
-        expires_in_seconds=max(expires_at - now, 0.0) if math.isfinite(expires_at) else None,
+        expires_in_seconds=None if pinned else _expires_in_seconds(there, weights, now),
         ctx_tokens=entry.ctx_tokens,
         slots=entry.slots,
         last_used=counters.last_used,
@@ -129,16 +119,41 @@ def model_status(
         open_seconds=counters.open_seconds,
         queue_seconds=counters.queue_seconds,
         error=counters.error,
-        warm_share=_warm_share(resident_bytes, measured, facts, entry.size_bytes),
+    )
+    return _with_pages(status, weights, past, closed_bytes)
+
+
+def _with_pages(
+    status: ModelStatus, weights: Weights | None, past: PageTotals, closed_bytes: int | None
+) -> ModelStatus:
+    """The same with all that is known of its pages."""
+    facts = weights.handle.facts if weights and weights.handle else None
+    totals = past.plus(facts)
+    measured = weights.measured if weights else None
+    resident_bytes = measured.resident_bytes if measured else None if weights else closed_bytes
+    return replace(
+        status,
+        resident_bytes=resident_bytes,
+        warm_share=_warm_share(resident_bytes, measured, facts, status.size_bytes),
+        resident_limit_bytes=weights.limit_bytes if weights else None,
         shared_bytes=measured.shared_bytes if measured else 0,
         packed_bytes=measured.packed_bytes if measured else 0,
         second_bytes=measured.second_bytes if measured else 0,
         page_ins=totals.page_ins,
         page_outs=totals.page_outs,
         waited_seconds=totals.waited_seconds,
-        resident_limit_bytes=weights.limit_bytes if weights else None,
         shards=measured.shards if measured else (),
     )
+
+
+def _expires_in_seconds(there: Sequence[Instance], weights: Weights | None, now: float) -> float | None:
+    open_now = [instance for instance in there if instance.state == "open"]
+    expires_at = math.inf
+    if open_now and all(instance.idle for instance in open_now):
+        expires_at = max(instance.expires_at for instance in open_now)
+    elif weights is not None and not weights.instances:
+        expires_at = weights.keep_until
+    return max(expires_at - now, 0.0) if math.isfinite(expires_at) else None
 
 
 def _state(
