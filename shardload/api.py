@@ -261,7 +261,7 @@ def open(  # noqa: A001
     ...
     """
     if Path(path).is_dir():
-        raise NotGGUF(path, "is a folder: shardload.Manager serves all models of one")
+        raise NotGGUF(path, "is a folder: `shardload serve` and shardload.Manager serve all models of one")
     manager = Manager(
         path, ctx=ctx, slots=slots, threads=threads, gpu_layers=gpu_layers, keep_alive=-1, config=config
     )

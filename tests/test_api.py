@@ -212,5 +212,5 @@ def test_files_that_are_no_models(tmp_path: Path, content: bytes | None) -> None
 
 
 def test_a_folder_is_for_a_manager(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match=r"shardload\.Manager serves all models"):
+    with pytest.raises(GGUFError, match=r"shardload\.Manager serve all models"):
         shardload.open(tmp_path)

@@ -110,7 +110,8 @@ def _keys_of_file(path: str) -> list[str]:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the file of API keys cannot be read: {error}", path=path) from error
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ConfigError(f"the file of API keys cannot be read: {reason}", path=path) from error
     keys = [line.strip() for line in text.splitlines()]
     keys = [key for key in keys if key and not key.startswith("#")]
     if not keys:

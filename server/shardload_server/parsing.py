@@ -17,6 +17,8 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 
 def parse_body(body: bytes, kind: type[T]) -> T:
     """Decode JSON into ``kind``; raises RequestError, with the field in ``param`` where one is wrong."""
+    if not body:
+        raise RequestError("the request has no body")
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import signal
@@ -171,8 +172,9 @@ def bind(config: ServerConfig) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}") from error
+        reason = (error.strerror or str(error)).lower()
+        advice = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}{advice}") from error
     bound.set_inheritable(False)
     return bound
 

@@ -47,15 +47,19 @@ class Stack:
         self.in_flight.stop_admitting()
         seconds = self.config.server.shutdown_seconds
         if running := len(self.in_flight):
-            logger.info("shutting down: %d requests may finish within %g s", running, seconds)
+            logger.info(
+                "shutting down: %s may finish within %g s, and a second signal cuts off what runs",
+                _requests(running),
+                seconds,
+            )
         else:
             logger.info("shutting down")
         self._deadline = asyncio.get_running_loop().call_later(seconds, self.fail_running)
 
     def fail_running(self) -> None:
         """End every running request with ShuttingDown."""
-        if len(self.in_flight):
-            logger.warning("shutting down: %d requests are cut off", len(self.in_flight))
+        if running := len(self.in_flight):
+            logger.warning("shutting down: %s cut off", _requests(running))
         self.in_flight.fail_all(ShuttingDown())
 
     async def drain(self) -> None:
@@ -74,6 +78,10 @@ class Stack:
         self.keys.replace(keys)
         self.config = config
         logger.info("configuration taken over: %d models", len(self.catalog.names()))
+
+
+def _requests(number: int) -> str:
+    return "1 request" if number == 1 else f"{number} requests"
 
 
 StackFactory = Callable[[Config, KeyRing], AbstractAsyncContextManager[Stack]]

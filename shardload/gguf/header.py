@@ -88,7 +88,7 @@ def _version(cursor: Cursor) -> int:
     if magic in LEGACY_MAGICS:
         raise NotGGUF(cursor.path, "is a model in a format older than GGUF: convert it again")
     if magic != MAGIC:
-        raise NotGGUF(cursor.path, f"is no GGUF file: it starts with {magic!r}")
+        raise NotGGUF(cursor.path, f"is no GGUF file: it starts with {repr(magic)[1:]}, not 'GGUF'")
     version: int = cursor.unpack(UINT32, "the version")[0]
     if version in SUPPORTED_VERSIONS:
         return version

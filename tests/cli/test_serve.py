@@ -88,6 +88,7 @@ def test_a_port_in_use(invoke: Invoke, model_file: Path) -> None:
         result = invoke("serve", model_file, "--port", taken.getsockname()[1])
     assert result.exit_code == 1
     assert "cannot listen on 127.0.0.1" in result.stderr
+    assert result.stderr.endswith("already in use; choose another with --port\n")
 
 
 def test_parts_that_do_not_open_are_one_line(

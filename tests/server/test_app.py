@@ -149,6 +149,12 @@ async def test_bodies_that_are_no_requests(serve, error_of, path, body):
         assert (await served.chat()).status_code == 200
 
 
+async def test_a_request_without_a_body(serve, error_of):
+    async with serve() as served:
+        response = await served.client.post("/v1/chat/completions")
+        assert (response.status_code, error_of(response)["message"]) == (400, "the request has no body")
+
+
 async def test_a_missing_field_is_named(serve, error_of):
     async with serve() as served:
         response = await served.client.post("/v1/chat/completions", json={"messages": []})
@@ -347,4 +353,4 @@ async def test_a_root_that_says_where_to_go(serve):
     async with serve() as served:
         body = (await served.client.get("/")).json()
     assert body["name"] == "shardload"
-    assert "/v1/chat/completions" in body["paths"]
+    assert {"/v1/chat/completions", "/models/{id}/shards"} < set(body["paths"])

@@ -70,8 +70,9 @@ def test_a_file_without_keys_is_refused(tmp_path, content):
     file = tmp_path / "keys"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ConfigError, match="keys"):
+    with pytest.raises(ConfigError, match="keys") as raised:
         configured_keys(ServerConfig(api_key_file=str(file)))
+    assert str(raised.value).count(str(file)) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from shardload_server.stack import Stack
 
 async def root(request: Request) -> Response:
     """Say what this is and where to go on."""
-    paths = sorted({route.path for route in request.app.routes if isinstance(route, Route)} - {"/"})
-    return json_response({"name": "shardload", "version": __version__, "paths": paths})
+    routes = (route.path for route in request.app.routes if isinstance(route, Route))
+    paths = {path.replace("{id:path}", "{id}") for path in routes} - {"/"}
+    return json_response({"name": "shardload", "version": __version__, "paths": sorted(paths)})
 
 
 async def health(request: Request) -> Response:
