@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
@@ -204,6 +204,7 @@ _TABLES: dict[str, type[_Section]] = {
     "store": StoreConfig,
 }
 _PATHS = (("server", "api_key_file"), ("parking", "directory"), ("store", "directory"))
+_NO_CHOICE = "Invalid enum value "
 _TOP_LEVEL = ("folders", "files", "models", "routes", *_TABLES)
 
 
@@ -289,6 +290,9 @@ def _section(raw: Any, kind: type[S], source: ConfigSource, where: KeyPath) -> S
     except msgspec.ValidationError as error:
         message, place = re.split(r" - at (?:`key` in )?`\$|$", str(error), maxsplit=1)
         keys = where + _place(place.rstrip("`"))
+        if message.startswith(_NO_CHOICE):
+            choices = re.findall(r"'(\w+)'", str(get_type_hints(kind)[str(keys[-1])]))
+            message = f"{message.removeprefix(_NO_CHOICE)} is not one of {', '.join(choices)}"
         raise source.error(f"{_dotted(keys)}: {message[:1].lower()}{message[1:]}", *keys) from error
 
 
