@@ -19,6 +19,8 @@ logger = logging.getLogger("shardload.llama")
 DEBUG, INFO, WARN, ERROR, CONTINUED = 1, 2, 3, 4, 5
 # llama.cpp describes each load in hundreds of lines; its errors come back as our exceptions.
 LEVELS = {DEBUG: logging.DEBUG, INFO: logging.DEBUG, WARN: logging.INFO, ERROR: logging.WARNING}
+EXPECTED = re.compile(r"adding \d+ dummy tokens$")
+"""What llama.cpp warns of each time that a model is opened without its vocabulary, as we have it opened."""
 KEPT_LINES = 500
 
 
@@ -85,7 +87,8 @@ class LogRouter:
         collecting: LogLines | None = getattr(self._local, "collecting", None)
         if collecting is not None and level != DEBUG:
             collecting.lines.append((level, line))
-        logger.log(LEVELS.get(level, logging.DEBUG), "%s", line)
+        expected = level == WARN and EXPECTED.search(line)
+        logger.log(logging.DEBUG if expected else LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
 def _plain(line: str) -> str:

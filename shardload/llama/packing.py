@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from shardload import memory
-from shardload.errors import ShardloadError
+from shardload.errors import ShardloadError, format_bytes
 from shardload.gguf import GGUFFile
 from shardload.memory import MappedFile, Range, mapped_files
 from shardload.memory.platform import current
@@ -114,13 +114,20 @@ class Packer:
     def _work(self, job: PackingJob) -> None:
         try:
             if self.pantry is not None:
-                pack(job.model, self.pantry, stops=partial(self._stops, job), moved=job.on_change)
+                self._pack(job, self.pantry)
         except (ShardloadError, OSError, ValueError) as error:
             logger.warning("%s is not packed: %s", job.model.path, error)
         except Exception:
             logger.exception("%s is not packed", job.model.path)
         finally:
             job.done.set()
+
+    def _pack(self, job: PackingJob, pantry: Pantry) -> None:
+        began = time.monotonic()
+        moved_bytes = pack(job.model, pantry, stops=partial(self._stops, job), moved=job.on_change)
+        if moved_bytes:
+            size, seconds = format_bytes(moved_bytes), time.monotonic() - began
+            logger.info("packed %s of %s in %.0f s, in pauses", size, job.model.path, seconds)
 
     def _has_other_work(self) -> bool:
         return self._closed.is_set() or not self._jobs.empty()

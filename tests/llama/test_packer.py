@@ -52,11 +52,15 @@ def nothing() -> None:
     pass
 
 
-def test_models_are_packed_in_the_background(path: Path, packer: Packer, pantry: Pantry) -> None:
+def test_models_are_packed_in_the_background(
+    path: Path, packer: Packer, pantry: Pantry, caplog: pytest.LogCaptureFixture
+) -> None:
     changed = threading.Event()
-    with open_shelved(path, pantry) as model:
+    with caplog.at_level("INFO", "shardload.llama"), open_shelved(path, pantry) as model:
         job = packer.pack(model, changed.set)
         assert job.done.wait(SECONDS)
+        (told,) = (line for line in caplog.messages if line.startswith("packed "))
+        assert str(path) in told
         assert changed.is_set()
         assert model.private_tensors == []
         job.cancel()

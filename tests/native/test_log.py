@@ -33,6 +33,12 @@ def test_levels(llama: Llama, caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_what_is_expected_is_not_told(llama: Llama, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="shardload.llama"):
+        say(llama, WARN, "load: adding 32000 dummy tokens\n")
+    assert [record.levelno for record in caplog.records if "dummy" in record.message] == [logging.DEBUG]
+
+
 def test_lines_are_put_together(llama: Llama) -> None:
     with llama.log.collect() as log:
         say(llama, WARN, "one ")
