@@ -11,8 +11,8 @@ from typing import Protocol
 from shardload import memory
 from shardload.llama.placed import Packing, PlacedTensor
 from shardload.memory import MappedFile, Range
+from shardload.shards.contents import FilePlace
 from shardload.shards.identity import FileIdentity
-from shardload.shards.places import FilePlace
 from shardload_native.tensors import Tensor
 
 logger = logging.getLogger("shardload.llama")

@@ -35,13 +35,14 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Lender:
-    """A file that has a tensor's bytes, and is what it was when they were looked at."""
+class FilePlace:
+    """Some bytes of a file."""
 
     path: Path
-    identity: FileIdentity
     offset: int
     nbytes: int
+    identity: FileIdentity | None = None
+    """What the file must be, where its bytes are not looked at."""
 
 
 class _FileRecord(msgspec.Struct, frozen=True):
@@ -133,23 +134,22 @@ class Contents:
             done &= self.record(FileIdentity.of(status), path, contents)
         return done
 
-    def lenders(self, digest: str) -> list[Lender]:
-        """Where the same bytes are, in files that still are what they were; the longest known first."""
-        places = self._read_all().places.get(digest, ())
-        return [_lender(place) for place in places if _unchanged(place.record)]
+    def lenders(self, digests: Collection[str]) -> dict[str, FilePlace]:
+        """Where the bytes of each digest are, in the longest known file that still is what it was.
 
-    def first_lenders(self, digests: Collection[str]) -> dict[str, Lender]:
-        """The first lender of each digest that has any; takes a stat for each file that might be one."""
+        Takes a stat for each file that might be one.
+        """
         index = self._read_all().places
         unchanged: dict[str, bool] = {}
-        found: dict[str, Lender] = {}
+        found: dict[str, FilePlace] = {}
         for digest in digests:
             for place in index.get(digest, ()):
                 path = place.record.path
                 if path not in unchanged:
                     unchanged[path] = _unchanged(place.record)
                 if unchanged[path]:
-                    found[digest] = _lender(place)
+                    identity = FileIdentity.parse(place.record.file)
+                    found[digest] = FilePlace(Path(path), place.offset, place.nbytes, identity)
                     break
         return found
 
@@ -271,11 +271,6 @@ def tensor_hash(tensor: TensorInfo) -> Hash:
     """A hash that has taken in everything of a tensor but its bytes."""
     shape = "x".join(map(str, tensor.ne))
     return hashlib.sha256(f"{tensor.type.name} {shape}\n".encode())
-
-
-def _lender(place: _Place) -> Lender:
-    record = place.record
-    return Lender(Path(record.path), FileIdentity.parse(record.file), place.offset, place.nbytes)
 
 
 def _unchanged(record: _FileRecord) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shardload.gguf import GGUFFile
+from shardload.shards.contents import FilePlace
 from shardload.shards.entry import Entry, PackedKey
 from shardload.shards.identity import FileIdentity
-from shardload.shards.places import FilePlace
 from shardload.shards.store import Store
 from shardload_native.build import packing_build
 
@@ -87,7 +87,7 @@ class Shelf:
 
     def __init__(self, pantry: Pantry, digests: dict[str, str], identities: Sequence[FileIdentity]) -> None:
         self._pantry, self._digests, self._identities = pantry, digests, identities
-        self._lenders = pantry.contents.first_lenders(frozenset(digests.values()))
+        self._lenders = pantry.contents.lenders(frozenset(digests.values()))
         self._found: list[Entry] = []
 
     def describes(self, identity: FileIdentity) -> bool:
@@ -109,9 +109,9 @@ class Shelf:
     def lent(self, tensor: str) -> FilePlace | None:
         """Where the file that is the longest known has the same bytes; None where that is this one."""
         lender = self._lenders.get(self._digests.get(tensor, ""))
-        if lender is None or lender.nbytes < LEAST_LENT_BYTES or self.describes(lender.identity):
+        if lender is None or lender.identity is None or self.describes(lender.identity):
             return None
-        return FilePlace(lender.path, lender.offset, lender.nbytes, lender.identity)
+        return lender if lender.nbytes >= LEAST_LENT_BYTES else None
 
     def loaded(self) -> None:
         """The load is over: what was found is in use."""

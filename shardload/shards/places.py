@@ -5,26 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from shardload.memory import Range
 from shardload.memory.division import subtract
-from shardload.shards.identity import FileIdentity
 from shardload.shards.shard import Piece, Shard
 
 PADDING_BYTES = 64
 """What files have between two tensors at most, in most files."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilePlace:
-    """Some bytes of a file."""
-
-    path: Path
-    offset: int
-    nbytes: int
-    identity: FileIdentity | None = None
-    """What the file must be, where its bytes are not looked at."""
 
 
 @dataclass(frozen=True, slots=True)

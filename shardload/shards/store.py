@@ -76,12 +76,11 @@ class Store:
         if left := self._objects.sweep():
             logger.info("removed %d files that were never finished from %s", left, directory)
 
-    def find(self, keys: Iterable[PackedKey], *, look_closer: bool = True) -> dict[PackedKey, Entry]:
+    def find(self, keys: Iterable[PackedKey]) -> dict[PackedKey, Entry]:
         """The entries that are there and whole; takes a stat and the reading of a small file for each.
 
         An entry whose file is not the one that was written (changed, copied, restored) is read through: it
-        counts if its bytes are right, and is removed with a warning if not. Without ``look_closer`` it is
-        left alone and does not count.
+        counts if its bytes are right, and is removed with a warning if not.
         """
         entries: dict[PackedKey, Entry] = {}
         unreadable = 0
@@ -89,7 +88,7 @@ class Store:
             try:
                 found = self._objects.read(key.id, key)
                 if found is not None and not self._fits(found):
-                    found = self._look_at(found).found if look_closer else None
+                    found = self._look_at(found).found
             except OSError as error:
                 logger.debug("the entry %s cannot be read: %s", key.id, error)
                 unreadable += 1

@@ -33,9 +33,9 @@ from shardload.llama.loading import Loading
 from shardload.llama.packing import pack
 from shardload.llama.placed import PlacedTensor
 from shardload.memory import Range
+from shardload.shards.contents import FilePlace
 from shardload.shards.identity import FileIdentity
 from shardload.shards.pantry import Pantry
-from shardload.shards.places import FilePlace
 from shardload_native import hooks
 
 pytestmark = [linux_only, pytest.mark.usefixtures("nothing_stays_mapped")]

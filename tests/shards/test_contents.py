@@ -113,8 +113,7 @@ def test_a_split_model_is_known_when_all_its_files_are(tmp_path: Path, contents:
         assert found is not None
         assert found == digests(write(tmp_path / "whole.gguf"))
         assert contents.known(file) == found
-        (lender,) = contents.lenders(found[NAMES[4]])
-        assert lender.path == parts[2]
+        assert contents.lenders([found[NAMES[4]]])[found[NAMES[4]]].path == parts[2]
     os.utime(parts[1])
     with GGUFFile(parts[0]) as file:
         assert contents.known(file) is None
@@ -128,8 +127,7 @@ def test_a_changed_file_is_not_known(tmp_path: Path, contents: Contents, change:
     change(path, path.stat().st_size - 1)
     with GGUFFile(path) as file:
         assert contents.known(file) is None
-    assert contents.lenders(found[NAMES[0]]) == []
-    assert contents.first_lenders(found.values()) == {}
+    assert contents.lenders(found.values()) == {}
     assert contents.holders() == {}
 
 
@@ -171,26 +169,25 @@ def test_the_longest_known_file_lends_first(
             found = contents.remember(file)
             assert found is not None
             offset = file.tensors[NAMES[0]].offset
-    assert [lender.path for lender in contents.lenders(found[NAMES[0]])] == [paths[1], paths[2], paths[0]]
-    assert [lender.path for lender in contents.lenders(found[NAMES[1]])] == [paths[2], paths[0]]
-    first = contents.first_lenders([*found.values(), "nobody's"])
+    assert contents.holders()[found[NAMES[0]]] == (paths[1], paths[2], paths[0])
+    assert contents.holders()[found[NAMES[1]]] == (paths[2], paths[0])
+    first = contents.lenders([*found.values(), "nobody's"])
     assert {name: first[digest].path for name, digest in found.items()} == {
         name: paths[2] if name == NAMES[1] else paths[1] for name in NAMES
     }
     lender = first[found[NAMES[0]]]
     assert (lender.offset, lender.nbytes) == (offset, 1024)
     assert lender.identity == FileIdentity.of(paths[1])
-    assert contents.holders()[found[NAMES[1]]] == (paths[2], paths[0])
     paths[1].unlink()
-    assert contents.first_lenders([found[NAMES[0]]])[found[NAMES[0]]].path == paths[2]
+    assert contents.lenders([found[NAMES[0]]])[found[NAMES[0]]].path == paths[2]
 
 
 def test_what_another_process_learns_is_seen(tmp_path: Path, contents: Contents) -> None:
-    assert contents.lenders("d") == []
+    assert contents.lenders(["d"]) == {}
     with GGUFFile(write(tmp_path / "a.gguf")) as file:
         found = Contents(contents.directory).remember(file)
     assert found is not None
-    assert len(contents.lenders(found[NAMES[0]])) == 1
+    assert contents.lenders(found.values()).keys() == set(found.values())
 
 
 def test_files_that_are_gone_are_forgotten(tmp_path: Path, contents: Contents) -> None:
@@ -214,7 +211,7 @@ def test_damaged_records_are_not_known(tmp_path: Path, contents: Contents, data:
         (record,) = contents.directory.iterdir()
         record.write_bytes(data)
         assert contents.known(file) is None
-        assert Contents(contents.directory).lenders(found[NAMES[0]]) == []
+        assert Contents(contents.directory).lenders(found.values()) == {}
         assert contents.remember(file) == found == contents.known(file)
 
 
@@ -268,4 +265,4 @@ def test_a_model_that_is_copied_is_another_file(tmp_path: Path, contents: Conten
     with GGUFFile(shutil.copy2(tmp_path / "a.gguf", tmp_path / "b.gguf")) as copy:
         assert contents.known(copy) is None
         assert contents.remember(copy) == found
-    assert len(contents.lenders(found[NAMES[0]])) == 2
+    assert len(contents.holders()[found[NAMES[0]]]) == 2

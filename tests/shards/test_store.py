@@ -69,8 +69,6 @@ def test_a_flipped_byte_removes_the_entry(
 ) -> None:
     entry = store.write(key(), DATA)
     change(entry.path, 77)
-    assert store.find([key()], look_closer=False) == {}
-    assert entry.path.exists()
     assert store.find([key()]) == {}
     assert "was damaged" in caplog.text
     assert names(store) == []
