@@ -13,15 +13,18 @@ Groups = Mapping[frozenset[K], int]
 
 
 def groups(places: Mapping[K, Mapping[Hashable, int]]) -> Groups[K]:
-    """Put the places of each together by who else uses them."""
-    users: defaultdict[Hashable, set[K]] = defaultdict(set)
+    """Put the places of each together by who else uses them; a place is as large for one as for another."""
+    users: dict[Hashable, tuple[K, ...]] = {}
+    sizes: dict[Hashable, int] = {}
     for user, own in places.items():
         for place in own:
-            users[place].add(user)
-    found: defaultdict[frozenset[K], int] = defaultdict(int)
+            users[place] = (*users.get(place, ()), user)
+        sizes.update(own)
+    # Users are in one order everywhere: the same ones make the same tuple.
+    found: defaultdict[tuple[K, ...], int] = defaultdict(int)
     for place, together in users.items():
-        found[frozenset(together)] += max(places[user][place] for user in together)
-    return dict(found)
+        found[together] += sizes[place]
+    return {frozenset(together): nbytes for together, nbytes in found.items()}
 
 
 def united_bytes(found: Groups[K], users: Collection[K]) -> int:
