@@ -91,8 +91,8 @@ class Actions:
     def allow_second(self, weights: Weights, allowed: bool) -> None:
         """Let prompts use the second layout, or no longer."""
         if weights.second_allowed != allowed:
-            weights.allow_second(allowed)
             self.seconds.append(weights)
+        weights.allow_second(allowed)
 
     def _page_out(self, page_out: PageOut) -> None:
         weights = page_out.holding

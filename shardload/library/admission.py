@@ -143,11 +143,9 @@ class Turn:
         second_bytes = weights.second_total_bytes if weights.limit_bytes is None else 0
         if measured is not None and weights.is_measured:
             weights.granted_second_bytes = measured.second_bytes
-        present_bytes = max(weights.granted_second_bytes, measured.second_bytes if measured else 0)
-        missing_bytes = self._missing_bytes(instance, weights.limit_bytes) + second_bytes - present_bytes
-        allowed = second_bytes > 0 and missing_bytes <= 0
-        actions.allow_second(weights, allowed)
-        weights.allow_second(allowed)
+        missing_bytes = self._missing_bytes(instance, weights.limit_bytes)
+        missing_bytes += second_bytes - weights.promised_second_bytes
+        actions.allow_second(weights, second_bytes > 0 and missing_bytes <= 0)
 
     def _missing_bytes(self, instance: Instance, limit_bytes: int | None) -> int:
         free_bytes = self.budget_bytes - self.ledger.used_bytes()

@@ -68,9 +68,11 @@ class Balance:
                 actions.resize(weights, weights.limit_bytes + free_bytes)
                 free_bytes = 0
         for weights in self._adjustable():
+            if weights.limit_bytes is not None or weights.second_allowed or not weights.second_total_bytes:
+                continue
             missing_bytes = weights.second_total_bytes - weights.second_bytes
-            if weights.limit_bytes is None and not weights.second_allowed and missing_bytes <= free_bytes:
-                actions.allow_second(weights, weights.second_total_bytes > 0)
+            if missing_bytes <= free_bytes:
+                actions.allow_second(weights, True)
                 free_bytes -= max(missing_bytes, 0)
 
     def _throttle(self, over_bytes: int, actions: Actions) -> None:
@@ -81,8 +83,7 @@ class Balance:
             if weights.pinned:
                 continue
             present_bytes = weights.resident_bytes
-            layer_bytes = max((each.prediction.layer_bytes for each in weights.instances), default=0)
-            spare_bytes = present_bytes - least_share_bytes(weights.size_bytes, layer_bytes)
+            spare_bytes = present_bytes - least_share_bytes(weights.size_bytes, weights.layer_bytes)
             if spare_bytes > 0:
                 actions.resize(weights, present_bytes - min(spare_bytes, over_bytes))
                 over_bytes -= min(spare_bytes, over_bytes)

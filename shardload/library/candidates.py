@@ -25,7 +25,6 @@ class Rules:
     """Requests that arrived until then keep the weights that they wait for."""
     min_residency_seconds: float = 0.0
     """What took long to open stays for as long, at most this."""
-    kept_share: float = KEPT_SHARE
 
 
 def holdings(ledger: Ledger, rules: Rules) -> list[Holding]:
@@ -58,7 +57,7 @@ def _holding(ledger: Ledger, weights: Weights, rules: Rules, own: int, *, needed
         active=weights.active or needed or weights.pinned,
         second_bytes=second,
         pages_bytes=pages,
-        kept_bytes=math.ceil(rules.kept_share * own),
+        kept_bytes=math.ceil(KEPT_SHARE * own),
         closing_bytes=max(ledger.own_bytes(weights) - pages - second, 0),
         contexts=tuple(_context(instance, rules) for instance in contexts),
         others=staying + ledger.is_wanted(weights, rules.until),

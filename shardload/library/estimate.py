@@ -68,9 +68,14 @@ class Prediction:
     """Places of the weights that are known beforehand: those that open weights use already are shared."""
 
     @property
+    def context_bytes(self) -> int:
+        """What a context takes: KV cache and compute buffers."""
+        return self.kv_bytes + self.compute_bytes
+
+    @property
     def private_bytes(self) -> int:
-        """Anonymous memory: vocabulary, KV cache and compute buffers."""
-        return self.vocabulary_bytes + self.kv_bytes + self.compute_bytes
+        """Anonymous memory: the context's, and the vocabulary."""
+        return self.context_bytes + self.vocabulary_bytes
 
 
 def memory_shape(gguf: GGUFFile) -> MemoryShape:

@@ -155,8 +155,15 @@ class Weights:
     @property
     def second_bytes(self) -> int:
         """What of the second layout may be in memory now."""
+        if self.is_measured and self.measured is not None:
+            return self.measured.second_bytes
+        return self.promised_second_bytes
+
+    @property
+    def promised_second_bytes(self) -> int:
+        """What of the second layout counts while it is in use: what it may have, or still has."""
         measured = self.measured.second_bytes if self.measured is not None else 0
-        return measured if self.is_measured else max(measured, self.granted_second_bytes)
+        return max(measured, self.granted_second_bytes)
 
     @property
     def counted_bytes(self) -> int:

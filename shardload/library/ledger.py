@@ -109,8 +109,7 @@ class Ledger:
                 total += weights.resident_bytes + weights.second_bytes
                 continue
             limit = limit_bytes if weights is active else weights.limit_bytes
-            measured = weights.measured.second_bytes if weights.measured is not None else 0
-            total += max(measured, weights.granted_second_bytes)
+            total += weights.promised_second_bytes
             if limit is not None:
                 total += min(limit, weights.size_bytes)
             elif weights.places:
@@ -141,7 +140,7 @@ class Ledger:
     def extra_bytes(self, instance: Instance, limit_bytes: int | None = None) -> int:
         """What activating an instance adds to `used_bytes`, with its weights whole or within a limit."""
         prediction, weights = instance.prediction, self.weights.get(instance.file)
-        extra = prediction.kv_bytes + prediction.compute_bytes
+        extra = prediction.context_bytes
         if instance.state == "open":
             extra = instance.parked_bytes
         if weights is None:
@@ -166,7 +165,7 @@ class Ledger:
     def fixed_bytes(self, instance: Instance) -> int:
         """What an active instance takes beside the mapped bytes of its weights."""
         prediction, weights = instance.prediction, self.weights.get(instance.file)
-        context = prediction.kv_bytes + prediction.compute_bytes
+        context = prediction.context_bytes
         if instance.state == "open":
             context = instance.private_bytes + instance.parked_bytes
         return context + (prediction.vocabulary_bytes if weights is None else weights.private_bytes)
@@ -277,7 +276,7 @@ class Ledger:
         weights.instances.add(instance)
         weights.served.add(instance.key[0])
         instance.state, instance.weights = "opening", weights
-        instance.private_bytes = prediction.kv_bytes + prediction.compute_bytes
+        instance.private_bytes = prediction.context_bytes
         instance.closed = anyio.Event()
 
     def finish_open(

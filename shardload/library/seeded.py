@@ -24,10 +24,9 @@ def has_room_beside(
     if _is_there(ledger, key, "seeded"):
         return True
     seeded = opener.predict(entry, "seeded")
-    needed_bytes = seeded.kv_bytes + seeded.compute_bytes
+    needed_bytes = seeded.context_bytes
     if not _is_there(ledger, key, "generate"):
-        ordinary = opener.predict(entry, "generate")
-        needed_bytes += ordinary.kv_bytes + ordinary.compute_bytes
+        needed_bytes += opener.predict(entry, "generate").context_bytes
     weights = ledger.weights.get(key[0])
     if weights is None:
         needed_bytes += seeded.weights_bytes + seeded.vocabulary_bytes
