@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from shardload import memory
 from shardload.llama.placed import Packing, PlacedTensor
@@ -15,26 +15,10 @@ from shardload.shards.contents import FilePlace
 from shardload.shards.identity import FileIdentity
 from shardload_native.tensors import Tensor
 
+if TYPE_CHECKING:
+    from shardload.shards.pantry import Shelf
+
 logger = logging.getLogger("shardload.llama")
-
-
-class Shelf(Protocol):
-    """Knows where the tensors of one model file can be had; asked on the loading thread."""
-
-    def describes(self, identity: FileIdentity) -> bool:
-        """Whether a file is the one that was looked up, and not one that took its place since."""
-
-    def packed(self, tensor: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> FilePlace | None:
-        """Where its packed bytes are stored; None where they are not."""
-
-    def lent(self, tensor: str) -> FilePlace | None:
-        """Where another file has the same bytes, to be shared with its models; None to use the own ones."""
-
-    def loaded(self) -> None:
-        """The load is over: what was found is in use."""
-
-    def distrust(self) -> None:
-        """What was packed for this model is not what llama.cpp would pack now: forget it."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from shardload import memory
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama.handle import Handle
-from shardload.llama.loading import Loading, Shelf
+from shardload.llama.loading import Loading
 from shardload.llama.placed import Layouts, PlacedTensor
 from shardload.llama.tokenizer import shared_vocabularies
 from shardload.llama.vocab import Vocab
@@ -28,6 +28,7 @@ from shardload_native.library import Llama, load, text
 if TYPE_CHECKING:
     from shardload.llama.cursor import Cursor
     from shardload.llama.paged import PagedWeights
+    from shardload.shards.pantry import Shelf
 
 logger = logging.getLogger("shardload.llama")
 

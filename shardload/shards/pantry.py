@@ -83,7 +83,7 @@ class Pantry:
 
 
 class Shelf:
-    """The tensors of one model that are stored or lent; asked while it is loaded."""
+    """Where the tensors of one model can be had, stored or lent; asked on the thread that loads it."""
 
     def __init__(self, pantry: Pantry, digests: dict[str, str], identities: Sequence[FileIdentity]) -> None:
         self._pantry, self._digests, self._identities = pantry, digests, identities
@@ -107,7 +107,7 @@ class Shelf:
         return FilePlace(entry.path, 0, entry.nbytes)
 
     def lent(self, tensor: str) -> FilePlace | None:
-        """Where the file that is the longest known has the same bytes; None where that is this one."""
+        """Where the longest known file has the same bytes, to be shared with its models; None: use the own."""
         lender = self._lenders.get(self._digests.get(tensor, ""))
         if lender is None or lender.identity is None or self.describes(lender.identity):
             return None
