@@ -86,6 +86,14 @@ def test_a_conversation_remembers(
     assert parrot.closed
 
 
+@pytest.mark.parametrize("word", ["/bye", "/exit", "/quit"])
+def test_words_that_leave(parrot: Parrot, typed: Callable[..., None], word: str) -> None:
+    typed("hello", word, "never heard")
+    command.run(OPTIONS, None)
+    assert contents(parrot.heard[-1]) == ["hello"]
+    assert parrot.closed
+
+
 def test_clear_keeps_the_system_message(parrot: Parrot, typed: Callable[..., None]) -> None:
     typed("hello", "/clear", "again")
     command.run(RunOptions(model="parrot", url="", system="be a parrot"), None)

@@ -189,7 +189,7 @@ def load(
     ] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it until it is unpinned.")] = False,
     keep_alive: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long it stays when idle: 5m, -1: for ever.")
+        str | None, typer.Option(metavar="TIME", help="How long it stays when idle: 5m; -1: for ever.")
     ] = None,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
@@ -224,11 +224,13 @@ def pin(
 @app.command()
 def inspect(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="GGUF files; any part of a split one.")],
-    shards: Annotated[bool, typer.Option("--shards", help="List what comes and goes as one.")] = False,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="List the parts that enter and leave memory as one.")
+    ] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every key.")] = False,
     ctx: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Context to count KV bytes for.")
+        int | None, typer.Option(metavar="N", min=1, help="Tokens to count the KV cache for.")
     ] = None,
     store: StoreOption = None,
     config: ConfigOption = None,
@@ -268,7 +270,7 @@ def pack(
 @app.command()
 def doctor(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure both orders of weights now; takes all cores.")
+        bool, typer.Option("--measure", help="Measure both orders of weights now: a minute on all cores.")
     ] = False,
     store: StoreOption = None,
     config: ConfigOption = None,

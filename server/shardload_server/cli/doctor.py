@@ -18,7 +18,7 @@ from shardload.memory import available_bytes, cgroup_limit_bytes
 from shardload.memory.pressure import Trigger, pressure_files
 from shardload_server.cli import console
 from shardload_server.cli.checks import Check, Verdict
-from shardload_server.cli.orders import order_table, orders_check
+from shardload_server.cli.orders import NOTE, order_table, orders_check
 from shardload_server.cli.storage import store_check
 
 STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
@@ -51,6 +51,7 @@ def doctor(config: Config, *, measure: bool = False, as_json: bool) -> None:
         if orders := next((check.orders for check in checks if check.orders), None):
             out.print()
             out.print(order_table(orders))
+            out.print(NOTE, soft_wrap=not out.is_terminal)
     if any(check.verdict == "bad" for check in checks):
         raise typer.Exit(1)
 

@@ -13,7 +13,12 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", h
 UrlOption = Annotated[
     str,
     typer.Option(
-        "--url", envvar="SHARDLOAD_URL", show_envvar=False, metavar="URL", help="The server.  [SHARDLOAD_URL]"
+        "--url",
+        envvar="SHARDLOAD_URL",
+        show_envvar=False,
+        show_default=False,
+        metavar="URL",
+        help=f"The server.  [SHARDLOAD_URL, or {DEFAULT_URL}]",
     ),
 ]
 KeyOption = Annotated[
@@ -35,7 +40,7 @@ StoreOption = Annotated[
         envvar="SHARDLOAD_STORE",
         show_envvar=False,
         metavar="DIR|off",
-        help="The packed store.  [SHARDLOAD_STORE]",
+        help="Where packed weights are kept.  [SHARDLOAD_STORE]",
     ),
 ]
 
@@ -68,7 +73,7 @@ ParallelOption = Annotated[
 ]
 KvTypeOption = Annotated[
     KvType | None,
-    typer.Option("--kv-type", metavar="TYPE", help="Of keys and values: f16, q8_0 or q4_0.  [f16]"),
+    typer.Option("--kv-type", metavar="TYPE", help="Of the KV cache: f16, q8_0 or q4_0.  [f16]"),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(metavar="N", min=0, help="Compute threads.  [all physical cores]")
@@ -79,7 +84,10 @@ GpuLayersOption = Annotated[
 ApiKeysOption = Annotated[
     list[str] | None,
     typer.Option(
-        envvar="SHARDLOAD_API_KEY", show_envvar=False, metavar="KEY", help="A key to ask for; repeatable."
+        envvar="SHARDLOAD_API_KEY",
+        show_envvar=False,
+        metavar="KEY",
+        help="A key to ask for; repeatable.  [SHARDLOAD_API_KEY]",
     ),
 ]
 ApiKeyFileOption = Annotated[Path | None, typer.Option(metavar="FILE", help="A file with one key per line.")]

@@ -9,7 +9,7 @@ import msgspec
 
 from shardload.config import EngineConfig
 from shardload.errors import NativeError
-from shardload.shards.layouts import LayoutTable
+from shardload.shards.layouts import LEAST_TOKENS, LayoutTable
 from shardload_server.cli import console
 from shardload_server.cli.checks import Check
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 FEW_TOKENS, MANY_TOKENS = 1, 256
 """Steps whose speeds are told: an answer's, and a prompt's."""
+NOTE = (
+    "The numbers say how many times as fast packed weights are as those in the order of the file. "
+    f"Steps of fewer than {LEAST_TOKENS} tokens always read packed ones: both orders take twice the room."
+)
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -79,8 +83,6 @@ def order_table(orders: Iterable[TypeOrder]) -> Table:
     """One line per type."""
     gains = (f"at {FEW_TOKENS} token", f"at {MANY_TOKENS} tokens")
     made = console.table("type", "read, by tokens of a step", *gains, numbers=gains)
-    made.caption = "packed or as in the file, and how many times as fast packed ones are"
-    made.caption_justify = "left"
     for order in orders:
         made.add_row(
             order.type, turn_line(order.turns), f"{order.decode_gain:.2f}", f"{order.prompt_gain:.2f}"

@@ -111,7 +111,7 @@ def pack_model(paths: Sequence[Path], store: Store, report: Report, stops: Stops
     from shardload.llama.packing import pack
     from shardload.shards.pantry import Pantry, packing_build
 
-    size = sum(path.stat().st_size for path in paths)
+    size, name = sum(path.stat().st_size for path in paths), _short(paths[0])
 
     def loaded(fraction: float) -> bool:
         report(int(fraction * size), size)
@@ -128,5 +128,10 @@ def pack_model(paths: Sequence[Path], store: Store, report: Report, stops: Stops
                 if placed.packing is not None and (stored := placed.packing.stored) is not None
             )
             private = model.private_tensor_bytes
-            pack(model, pantry, stops=stops, progress=lambda stage, done, total: report(done, total, stage))
+            pack(
+                model,
+                pantry,
+                stops=stops,
+                progress=lambda stage, done, total: report(done, total, f"{stage} {name}"),
+            )
             return PackedBytes(private - model.private_tensor_bytes, before)

@@ -15,7 +15,9 @@ from shardload_server.cli.talk import RunOptions, Talker, talker
 from shardload_server.cli.typewriter import Typewriter
 
 HISTORY_LINES = 1000
-HINT = "Ctrl-C stops an answer, Ctrl-D leaves, /clear starts over."
+HINT = "Ctrl-C stops an answer, Ctrl-D or /bye leaves, /clear starts over."
+LEAVING = ("/bye", "/exit", "/quit")
+"""What people type who come from other programs."""
 
 
 def run(options: RunOptions, prompt: str | None) -> None:
@@ -64,12 +66,13 @@ def _converse(source: Talker, options: RunOptions) -> None:
     console.stderr().print(HINT, style="bright_black")
     messages = _opening(options)
     with _history():
-        while (line := _ask()) is not None:
+        while (line := _ask()) is not None and line not in LEAVING:
             if line == "/clear":
                 messages = _opening(options)
             elif line:
                 messages = _turn(source, messages, line)
-    sys.stdout.write("\n")
+    if line is None:
+        sys.stdout.write("\n")
 
 
 def _turn(source: Talker, messages: list[dict[str, str]], line: str) -> list[dict[str, str]]:
