@@ -12,15 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from shardload.llama.calibrate import MEASURED
-from shardload.shards.layouts import (
-    Layout,
-    LayoutTable,
-    Speeds,
-    decode_tables,
-    encode_tables,
-    machine_key,
-)
-from shardload.shards.part import write_whole
+from shardload.shards.layouts import Layout, Speeds, decode_tables, machine_key
+from shardload.shards.measured import add_speeds, read_table
 
 logger = logging.getLogger("shardload.llama")
 
@@ -39,7 +32,7 @@ class LayoutChoice:
         self.path, self._key, self._threads = path, machine_key(build, threads), threads
         self._lock = threading.Lock()
         self._failed: set[str] = set()
-        self.table = _read(path).get(self._key) or LayoutTable({})
+        self.table = read_table(path, self._key)
 
     def for_types(self, weights: Mapping[str, int]) -> Callable[[int], Layout]:
         """The choice for a model with so many bytes of each type that has both orders."""
@@ -81,18 +74,9 @@ class LayoutChoice:
             self._remember(_measure_in_child(name, self._threads) or {})
 
     def _remember(self, measured: Mapping[str, Speeds]) -> None:
-        if not measured:
-            return
-        with self._lock:
-            # Another process may have measured other types meanwhile.
-            known = _read(self.path)
-            self.table = known.get(self._key, self.table).with_speeds(measured)
-            known[self._key] = self.table
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self.path, encode_tables(known))
-            except OSError as error:
-                logger.info("measured orders of weights cannot be kept in %s: %s", self.path, error)
+        if measured:
+            with self._lock:
+                self.table = self.table.with_speeds(add_speeds(self.path, self._key, measured).speeds)
 
 
 def _calm(is_busy: Callable[[], bool], stops: Callable[[], bool]) -> bool:
@@ -144,13 +128,6 @@ def _output_of(command: Sequence[str], stops: Callable[[], bool]) -> bytes | Non
             return None
         finally:
             child.kill()
-
-
-def _read(path: Path) -> dict[str, LayoutTable]:
-    try:
-        return decode_tables(path.read_bytes())
-    except OSError:
-        return {}
 
 
 def default_path() -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from shardload.shards.layouts import LayoutTable, decode_tables, encode_tables
+from shardload.shards.layouts import LayoutTable, Speeds, decode_tables, encode_tables
 from shardload.shards.lock import locked
 from shardload.shards.part import write_whole
 
@@ -22,16 +23,19 @@ def read_table(path: Path, key: str) -> LayoutTable:
         return LayoutTable({})
 
 
-def keep_table(path: Path, key: str, table: LayoutTable) -> bool:
-    """Remember a table, and forget the oldest beyond a number; False where nothing can be written."""
+def add_speeds(path: Path, key: str, speeds: Mapping[str, Speeds]) -> LayoutTable:
+    """Remember what was measured beside what others did, and forget the tables of longest ago.
+
+    Returns the table under ``key`` from now on, whether or not it can be written.
+    """
+    table = LayoutTable(speeds)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
             tables = decode_tables(path.read_bytes()) if path.exists() else {}
-            tables.pop(key, None)
+            table = tables.pop(key, LayoutTable({})).with_speeds(speeds)
             recent = dict([*tables.items(), (key, table)][-MOST_TABLES:])
             write_whole(path, encode_tables(recent))
     except OSError as error:
         logger.info("what was measured is not remembered in %s: %s", path, error)
-        return False
-    return True
+    return table

@@ -107,7 +107,7 @@ class Shelf:
         return FilePlace(entry.path, 0, entry.nbytes)
 
     def lent(self, tensor: str) -> FilePlace | None:
-        """Where the longest known file has the same bytes, to be shared with its models; None: use the own."""
+        """Where the longest known file has the same bytes, to share them; None where that is this one."""
         lender = self._lenders.get(self._digests.get(tensor, ""))
         if lender is None or lender.identity is None or self.describes(lender.identity):
             return None

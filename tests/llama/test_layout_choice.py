@@ -106,10 +106,10 @@ def test_what_cannot_be_kept_is_used_all_the_same(
 ) -> None:
     (tmp_path / "file").touch()
     choice = LayoutChoice(tmp_path / "file" / "layouts.json", "build", 2)
-    with caplog.at_level(logging.INFO, "shardload.llama"):
+    with caplog.at_level(logging.INFO, "shardload.shards"):
         choice.measure(["q4_K", "q4_0"], is_busy=never, stops=never)
     assert choice.table.missing(["q4_K", "q4_0"]) == []
-    assert "cannot be kept" in caplog.text
+    assert "not remembered" in caplog.text
 
 
 def test_what_was_disturbed_is_measured_again(choice: LayoutChoice, children: Children) -> None:

@@ -5,37 +5,39 @@ from pathlib import Path
 
 import pytest
 
-from shardload.shards.layouts import LayoutTable, Speeds
-from shardload.shards.measured import MOST_TABLES, keep_table, read_table
+from shardload.shards.layouts import Speeds
+from shardload.shards.measured import MOST_TABLES, add_speeds, read_table
 
-TABLE = LayoutTable({"Q4_K": Speeds({1: 2.0}, {1: 3.0})})
+SPEEDS = {"Q4_K": Speeds({1: 2.0}, {1: 3.0})}
 
 
 def test_is_remembered_by_its_key(tmp_path: Path) -> None:
     path = tmp_path / "new" / "layouts.json"
     assert read_table(path, "a").speeds == {}
-    assert keep_table(path, "a", TABLE)
-    assert keep_table(path, "b", LayoutTable({}))
-    assert read_table(path, "a").speeds == TABLE.speeds
+    other = {"Q4_0": Speeds({1: 4.0}, {1: 5.0})}
+    assert add_speeds(path, "a", SPEEDS).speeds == SPEEDS
+    assert add_speeds(path, "b", {}).speeds == {}
+    assert read_table(path, "a").speeds == SPEEDS
     assert read_table(path, "b").speeds == {}
+    assert add_speeds(path, "a", other).speeds == read_table(path, "a").speeds == {**SPEEDS, **other}
 
 
 def test_the_oldest_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "layouts.json"
     for number in range(MOST_TABLES + 2):
-        keep_table(path, str(number), TABLE)
-    keep_table(path, "2", TABLE)
-    keep_table(path, "new", TABLE)
+        add_speeds(path, str(number), SPEEDS)
+    add_speeds(path, "2", SPEEDS)
+    add_speeds(path, "new", SPEEDS)
     assert read_table(path, "1").speeds == read_table(path, "3").speeds == {}
-    assert read_table(path, "2").speeds == read_table(path, "4").speeds == TABLE.speeds
+    assert read_table(path, "2").speeds == read_table(path, "4").speeds == SPEEDS
 
 
 def test_a_damaged_file_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "layouts.json"
     path.write_bytes(b"\xff{")
     assert read_table(path, "a").speeds == {}
-    assert keep_table(path, "a", TABLE)
-    assert read_table(path, "a").speeds == TABLE.speeds
+    add_speeds(path, "a", SPEEDS)
+    assert read_table(path, "a").speeds == SPEEDS
 
 
 def test_what_cannot_be_written_is_a_line_in_the_log(
@@ -43,6 +45,6 @@ def test_what_cannot_be_written_is_a_line_in_the_log(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     with caplog.at_level(logging.INFO, "shardload.shards"):
-        assert not keep_table(tmp_path / "file" / "layouts.json", "a", TABLE)
+        assert add_speeds(tmp_path / "file" / "layouts.json", "a", SPEEDS).speeds == SPEEDS
     assert "not remembered" in caplog.text
     assert read_table(tmp_path / "file" / "layouts.json", "a").speeds == {}
