@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from shardload.config import RouteConfig
 from shardload.errors import ModelNotFound, ModelUnavailable, RequestError, ShardloadError
 from shardload.library.entry import ModelEntry
+from shardload.library.status import ModelState
 from shardload.routing.features import RequestFeatures
 from shardload.routing.rules import ANY_MODEL, failed_condition
 
 AUTO = "auto"
 BY_NAME = "name"
 
-State = Literal["open", "opening", "streaming", "parked", "closed", "failed"]
-_STATE_ORDER: tuple[State, ...] = ("open", "parked", "opening", "streaming", "closed", "failed")
+_STATE_ORDER: tuple[ModelState, ...] = ("open", "parked", "opening", "streaming", "closed", "failed")
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
     """How far a model is from answering: ``missing_bytes`` must be read from disk first."""
 
-    state: State
+    state: ModelState
     missing_bytes: int
 
 
