@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shardload.folders import cache_folder
 from shardload_native.library import Llama, load, text
 
 logger = logging.getLogger("shardload.llama")
@@ -107,9 +108,7 @@ def probe(buffer_type: str) -> AmxVerdict:
 
 def cache_file() -> Path:
     """Where verdicts are remembered."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    directory = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return directory / "shardload" / "amx.json"
+    return cache_folder() / "amx.json"
 
 
 def build_and_cpu(llama: Llama) -> str:

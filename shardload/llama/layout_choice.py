@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from shardload.folders import cache_folder
 from shardload.llama.calibrate import MEASURED
 from shardload.shards.layouts import Layout, Speeds, decode_tables, machine_key
 from shardload.shards.measured import add_speeds, read_table
@@ -132,6 +132,4 @@ def _output_of(command: Sequence[str], stops: Callable[[], bool]) -> bytes | Non
 
 def default_path() -> Path:
     """Where measurements are remembered."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "shardload" / "layouts.json"
+    return cache_folder() / "layouts.json"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shardload.errors import StoreFull, StoreUnavailable, format_bytes
+from shardload.folders import cache_folder
 from shardload.shards.contents import Contents
 from shardload.shards.entry import Entry, PackedKey, victims
 from shardload.shards.hold import Hold, held_ids
@@ -316,7 +317,5 @@ class Store:
 
 
 def default_directory() -> Path:
-    """Where the store is if nobody says otherwise: below the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return cache / "shardload" / "store"
+    """Where the store is if nobody says otherwise."""
+    return cache_folder() / "store"

@@ -9,7 +9,6 @@ import pytest
 from store_files import DATA, names, used
 
 from shardload.shards import objects as objects_module
-from shardload.shards import store as store_module
 from shardload.shards.entry import PackedKey
 from shardload.shards.store import Store, default_directory
 
@@ -212,6 +211,3 @@ def test_an_entry_that_another_process_replaces_meanwhile_stays(
 def test_the_default_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_directory() == tmp_path / "shardload" / "store"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setattr(store_module.Path, "home", lambda: tmp_path)
-    assert default_directory() == tmp_path / ".cache" / "shardload" / "store"
