@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import psutil
 from shardload.demo import demo_folder
 from tools.bench.load import prompt
 from tools.bench.pages import resident
-from tools.bench.processes import ROOT, Target, shardload, stored
+from tools.bench.processes import ROOT, Target, models_of, shardload, stored
 from tools.make_model import Size, write_model
 
 MIB = 2**20
@@ -148,13 +149,6 @@ def post(target: Target, path: str, body: dict[str, Any]) -> dict[str, Any]:
         raise OSError(f"{error.code}: {error.read().decode(errors='replace')}") from error
 
 
-def models_now(target: Target) -> list[dict[str, Any]]:
-    """What the server says of each model."""
-    with urllib.request.urlopen(next(iter(target.urls.values())) + "/models") as answer:
-        models: list[dict[str, Any]] = json.load(answer)["models"]
-        return models
-
-
 def complete(target: Target, model: str, text: str, **options: Any) -> dict[str, Any]:
     """A greedy completion: the first choice."""
     body = {"model": model, "prompt": text, "max_tokens": ANSWER_TOKENS, "temperature": 0, "ignore_eos": True}
@@ -198,7 +192,7 @@ def budget_for_two(target: Target) -> int:
     """What the two models that need most take when they are open."""
     needs = sorted(
         int(model["size_bytes"]) + int(model["private_bytes"]) + int(model["kv_bytes"])
-        for model in models_now(target)
+        for model in models_of(target).values()
     )
     return sum(needs[-2:])
 
@@ -218,10 +212,12 @@ class Soak:
         cycle = 0
         while time.monotonic() - self._started < seconds:
             until = min(time.monotonic() + CYCLE_SECONDS, self._started + seconds)
+            sources = [random.Random(f"{self._seed} {cycle} {client}") for client in range(CLIENTS)]
             with ThreadPoolExecutor(CLIENTS) as pool:
-                for client in range(CLIENTS):
-                    pool.submit(self._work, random.Random(f"{self._seed} {cycle} {client}"), until)
-            self.findings.evictions = sum(int(model["evictions"]) for model in models_now(self._target))
+                # A client that fails in a way of its own ends the run.
+                list(pool.map(lambda source: self._work(source, until), sources))  # noqa: B023
+            models = models_of(self._target).values()
+            self.findings.evictions = sum(int(model["evictions"]) for model in models)
             self._rest()
             cycle += 1
             self._report()
@@ -234,7 +230,7 @@ class Soak:
                 self.findings.answered(case, complete(self._target, case.model, case.prompt)["text"])
                 if source.random() < 0.05:
                     post(self._target, "/models/unload", {"model": source.choice(self._cases).model})
-            except OSError as error:
+            except (OSError, HTTPException, ValueError) as error:
                 self.findings.refused(case, str(error))
             if source.random() < 0.02:
                 time.sleep(3.0)  # long enough for what is idle to be parked

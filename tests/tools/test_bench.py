@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench.figures import Row, figure, paired, quotients
-from tools.bench.latency import child
 from tools.bench.load import Ask, one, prompt, together, total_rate
-from tools.bench.processes import NotMeasurable, peer_copy
+from tools.bench.processes import NotMeasurable, child, peer_copy
 from tools.make_model import Size, write_hollow_model
 
 

@@ -87,7 +87,7 @@ def test_models_are_made_once(tmp_path: Path) -> None:
 
 
 def test_no_room_for_fine_tunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.bench.models.SPARE_BYTES", 2**80)
+    monkeypatch.setattr("tools.bench.processes.SPARE_BYTES", 2**80)
     models = Models(tmp_path, "m", SMALL, SMALL)
     with pytest.raises(NotMeasurable, match="no room"):
         models.tuned("Q4_K", 1, change=0.2)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from tools.bench.stock import llama
+
 CTX_TOKENS = 2048
 
 
@@ -41,17 +43,12 @@ def open_ours(model: Path) -> dict[str, float]:
 
 def open_stock(model: Path) -> dict[str, float]:
     """Time llama.cpp's load as any user of its API calls it."""
-    import llama_cpp
-
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, None)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
-    started = time.perf_counter()
-    pointer = llama_cpp.llama_model_load_from_file(str(model).encode(), params)
-    seconds = time.perf_counter() - started
-    assert pointer
-    llama_cpp.llama_model_free(pointer)
+    with llama() as api:
+        started = time.perf_counter()
+        pointer = api.llama_model_load_from_file(str(model).encode(), api.llama_model_default_params())
+        seconds = time.perf_counter() - started
+        assert pointer
+        api.llama_model_free(pointer)
     return {"seconds": seconds}
 
 
@@ -71,23 +68,14 @@ def open_packed(model: Path) -> dict[str, float]:
 
 def open_repacked(model: Path) -> dict[str, float]:
     """Time llama.cpp's load and a context, as any user of its API makes them."""
-    import llama_cpp
-
-    from shardload_native.amx import avoid_traps
-    from shardload_native.library import load
-
-    avoid_traps(load())
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, None)
-    started = time.perf_counter()
-    weights = llama_cpp.llama_model_load_from_file(
-        str(model).encode(), llama_cpp.llama_model_default_params()
-    )
-    settings = llama_cpp.llama_context_default_params()
-    settings.n_ctx = CTX_TOKENS
-    context = llama_cpp.llama_init_from_model(weights, settings)
-    seconds = time.perf_counter() - started
-    assert context
+    with llama(avoid_amx=True) as api:
+        settings = api.llama_context_default_params()
+        settings.n_ctx = CTX_TOKENS
+        started = time.perf_counter()
+        weights = api.llama_model_load_from_file(str(model).encode(), api.llama_model_default_params())
+        context = api.llama_init_from_model(weights, settings)
+        seconds = time.perf_counter() - started
+        assert context
     return {"seconds": seconds}
 
 
@@ -107,17 +95,13 @@ def layouts(model: Path, threads: str) -> dict[str, float]:
 
 def vocabulary(model: Path) -> dict[str, float]:
     """Private bytes before and after a vocabulary-only load."""
-    import llama_cpp
-
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, None)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    before = psutil.Process().memory_full_info().uss
-    pointer = llama_cpp.llama_model_load_from_file(str(model).encode(), params)
-    assert pointer
-    return {"private_bytes": psutil.Process().memory_full_info().uss - before}
+    with llama() as api:
+        params = api.llama_model_default_params()
+        params.vocab_only = True
+        before = psutil.Process().memory_full_info().uss
+        pointer = api.llama_model_load_from_file(str(model).encode(), params)
+        assert pointer
+        return {"private_bytes": psutil.Process().memory_full_info().uss - before}
 
 
 def header(model: Path) -> dict[str, float]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from tools.bench.figures import Row, Setting, figure
-from tools.bench.latency import child
 from tools.bench.load import Ask, one, prompt, together
-from tools.bench.processes import Target, shardload
+from tools.bench.processes import child, models_of, shardload
 
 MIB = 2**20
 CTX_TOKENS = 2048
@@ -34,7 +31,8 @@ def private_memory(setting: Setting) -> Iterator[Row]:
         for name in ("b", "c"):
             one(Ask(target.urls[name], target.names[name], prompt(1), 4))
             after = private_bytes(target.pid)
-            added.append((after - before - kv_bytes(target, name) - vocabulary) / MIB)
+            kv_bytes = models_of(target)[target.names[name]]["kv_bytes"]
+            added.append((after - before - kv_bytes - vocabulary) / MIB)
             before = after
     yield Row(
         "private memory per further open model, ctx 2048, beside KV and vocabulary",
@@ -51,13 +49,6 @@ def private_memory(setting: Setting) -> Iterator[Row]:
 def private_bytes(pid: int) -> int:
     """What no other process shares and no file stands behind."""
     return sum(part.anonymous for part in psutil.Process(pid).memory_maps(grouped=False))
-
-
-def kv_bytes(target: Target, name: str) -> int:
-    """What the server says that the model's KV cache takes."""
-    with urllib.request.urlopen(f"{target.urls[name]}/models") as answer:
-        models = json.load(answer)["models"]
-    return next(int(model["kv_bytes"]) for model in models if model["name"] == target.names[name])
 
 
 def python_time(setting: Setting) -> Iterator[Row]:
@@ -77,10 +68,10 @@ def python_time(setting: Setting) -> Iterator[Row]:
                     Ask(target.urls["a"], target.names["a"], prompt(turn * SLOTS + index), tokens)
                     for index in range(SLOTS)
                 ]
-                before = python_seconds(target, meter)
+                before = python_seconds(target.pid, meter)
                 together(asks)
                 if turn:
-                    spent.append(1e6 * (python_seconds(target, meter) - before) / (tokens * SLOTS))
+                    spent.append(1e6 * (python_seconds(target.pid, meter) - before) / (tokens * SLOTS))
     yield Row(
         "processor time of our Python per generated token, 8 streams",
         figure(spent, "µs"),
@@ -93,8 +84,8 @@ def python_time(setting: Setting) -> Iterator[Row]:
     )
 
 
-def python_seconds(target: Target, meter: Path) -> float:
+def python_seconds(pid: int, meter: Path) -> float:
     """Processor seconds of the process so far that were not spent inside llama.cpp."""
-    times = psutil.Process(target.pid).cpu_times()
+    times = psutil.Process(pid).cpu_times()
     inside: float = struct.unpack("d", meter.read_bytes())[0]
     return times.user + times.system - inside

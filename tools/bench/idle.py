@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from tools.bench.cost import private_bytes
 from tools.bench.figures import Row, Setting
 from tools.bench.load import Ask, one, prompt
-from tools.bench.processes import Target, shardload, states
+from tools.bench.processes import Target, models_of, shardload
 
 GIB = 2**30
 CTX_TOKENS = 2048
@@ -47,7 +47,7 @@ def private_memory(setting: Setting) -> Iterator[Row]:
         for seed, name in enumerate(models):
             one(Ask(target.urls[name], target.names[name], prompt(seed), 2))
         private = settled_bytes(target) / GIB
-        counts = Counter(states(target).values())
+        counts = Counter(model["state"] for model in models_of(target).values())
     closed = len(models) - sum(counts[name] for name in ("open", "parked", "streaming"))
     yield Row(
         f"{count} open idle models that have answered: private memory of the process",

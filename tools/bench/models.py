@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tools.bench.processes import SPARE_BYTES, NotMeasurable
+from tools.bench.processes import check_room
 from tools.make_model import Size, write_hollow_model, write_like, write_model
 
 LETTERS = "abc"
@@ -45,7 +43,7 @@ class Models:
         base = self.plain(kind)
         paths = [base.with_name(f"{base.stem}-tuned-{index}.gguf") for index in range(count)]
         missing = [path for path in paths if not path.exists()]
-        _check_room(self.folder, len(missing) * base.stat().st_size)
+        check_room(self.folder, len(missing) * base.stat().st_size, f"fine-tunes of {base.name}")
         for path in missing:
             write_like(path, base, change=change, seed=100 + paths.index(path))
         return paths
@@ -66,13 +64,3 @@ class Models:
         if not path.exists():
             write_model(path, TINY_SIZE, kind="F32")
         return path
-
-
-def size_bytes(paths: Iterable[Path]) -> int:
-    """What files take together."""
-    return sum(path.stat().st_size for path in paths)
-
-
-def _check_room(folder: Path, wanted_bytes: int) -> None:
-    if shutil.disk_usage(folder).free < wanted_bytes + SPARE_BYTES:
-        raise NotMeasurable(f"no room on the disk for {wanted_bytes} bytes of models")

@@ -8,10 +8,9 @@ from statistics import median
 import psutil
 
 from tools.bench.figures import Row, Setting, figure, paired, quotients
-from tools.bench.latency import child
 from tools.bench.load import Ask, one, prompt
 from tools.bench.pages import bring
-from tools.bench.processes import PeerSettings, peers, shardload
+from tools.bench.processes import PeerSettings, child, peers, shardload
 from tools.bench.store import pack
 from tools.bench.worker import worker
 

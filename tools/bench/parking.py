@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tools.bench.figures import Row, Setting, figure, paired, quotients
 from tools.bench.load import Ask, one, prompt, token_prompt
 from tools.bench.models import LETTERS
-from tools.bench.processes import NotMeasurable, Target, shardload, states
+from tools.bench.processes import NotMeasurable, Target, models_of, shardload
 from tools.bench.store import pack
 
 CTX_TOKENS = 4096
@@ -58,7 +58,7 @@ def returning(setting: Setting) -> Iterator[Row]:
 def _evict(target: Target, seed: int) -> None:
     for name in LETTERS[1:]:
         one(Ask(target.urls[name], target.names[name], prompt(seed), 2))
-    state = states(target)[target.names["a"]]
+    state = models_of(target)[target.names["a"]]["state"]
     if state not in ("parked", "closed"):
         raise NotMeasurable(f"the model is {state} where it should have been evicted")
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tools.bench.cgroups import Limit
 
@@ -91,10 +92,10 @@ def shardload(
         yield Target(dict.fromkeys(models, url), {name: path.stem for name, path in models.items()}, pid)
 
 
-def states(target: Target) -> dict[str, str]:
-    """What a shardload server says that each of its models is: open, parked, closed..."""
+def models_of(target: Target) -> dict[str, dict[str, Any]]:
+    """What a shardload server says of each of its models, by name."""
     with urllib.request.urlopen(f"{next(iter(target.urls.values()))}/models") as answer:
-        return {model["name"]: model["state"] for model in json.load(answer)["models"]}
+        return {model["name"]: model for model in json.load(answer)["models"]}
 
 
 def kept_in(cache: Path) -> dict[str, str]:
@@ -105,6 +106,24 @@ def kept_in(cache: Path) -> dict[str, str]:
 def stored(cache: Path) -> list[Path]:
     """The files of the packed store."""
     return [path for path in (cache / "shardload" / "store").rglob("*") if path.is_file()]
+
+
+def finished(*words: str, cache: Path | None = None) -> str:
+    """Run Python to the end of its work, in a process of its own; gives what it prints."""
+    environment = {**os.environ, **(kept_in(cache) if cache else {})}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    if done.returncode != 0:
+        reason = ((done.stderr or done.stdout).strip().splitlines() or ["died"])[-1]
+        raise NotMeasurable(f"{' '.join(words)}: {reason}")
+    return done.stdout
+
+
+def child(*arguments: str, cache: Path | None = None) -> dict[str, Any]:
+    """What ``tools.bench.child`` measures, where nothing else has used the memory."""
+    result: dict[str, Any] = json.loads(finished("-m", "tools.bench.child", *arguments, cache=cache))
+    return result
 
 
 @contextmanager
@@ -145,12 +164,17 @@ def peer_copy(model: Path) -> Path:
     size = model.stat().st_size
     if copy.exists() and copy.stat().st_size == size and copy.stat().st_mtime >= model.stat().st_mtime:
         return copy
-    if shutil.disk_usage(model.parent).free < size + SPARE_BYTES:
-        raise NotMeasurable(f"no room on the disk for {copy.name}, {size} bytes")
+    check_room(model.parent, size, copy.name)
     unfinished = copy.with_suffix(".part")
     shutil.copyfile(model, unfinished)
     unfinished.replace(copy)
     return copy
+
+
+def check_room(folder: Path, wanted_bytes: int, what: str) -> None:
+    """Raise NotMeasurable where new files would leave too little of the disk to others."""
+    if shutil.disk_usage(folder).free < wanted_bytes + SPARE_BYTES:
+        raise NotMeasurable(f"no room on the disk for {what}, {wanted_bytes} bytes")
 
 
 def cpu_claims_amx() -> bool:

@@ -36,7 +36,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "parallel": speed.parallel,
     "two-models": speed.two_models,
     "two-processes": speed.two_processes,
-    "switching": latency.switching,
+    "switching": turns.switching,
     "opening": latency.opening,
     "header": latency.header,
     "memory": cost.private_memory,

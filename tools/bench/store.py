@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from tools.bench.figures import Setting
-from tools.bench.latency import child
-from tools.bench.processes import COMMAND, ROOT, NotMeasurable, kept_in, stored
+from tools.bench.processes import COMMAND, child, finished, stored
 
 
 def pack(setting: Setting, *models: Path) -> list[Path]:
@@ -18,12 +14,7 @@ def pack(setting: Setting, *models: Path) -> list[Path]:
     The orders of bytes are measured as well: a server would do both behind its first answers, and what it
     does once is not what is measured.
     """
-    words = [sys.executable, *COMMAND, "pack", *map(str, models)]
-    environment = {**os.environ, **kept_in(setting.cache)}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    if done.returncode != 0:
-        reason = ((done.stderr or done.stdout).strip().splitlines() or ["died"])[-1]
-        raise NotMeasurable(f"nothing can be packed: {reason}")
+    finished(*COMMAND, "pack", *map(str, models), cache=setting.cache)
     for model in models:
         child("layouts", str(model), str(setting.threads), cache=setting.cache)
     return stored(setting.cache)

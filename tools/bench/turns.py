@@ -24,10 +24,27 @@ ALLOWANCE_BYTES = 256 * MIB
 """What a process needs beside weights: its programs, vocabularies, KV caches and compute buffers."""
 
 
+def switching(setting: Setting) -> Iterator[Row]:
+    """Seconds to the first token when every request goes to another open model, against always the same."""
+    yield _in_turn(
+        setting,
+        setting.only(*LETTERS),
+        "first token after switching to another open model, against staying",
+    )
+
+
 def with_room(setting: Setting) -> Iterator[Row]:
-    """Seconds to the first token when every request goes to another of three packed models."""
+    """The same with packed models."""
     models = setting.only(*LETTERS, kind="Q4_K")
     pack(setting, *models.values())
+    yield _in_turn(
+        setting,
+        models,
+        "three packed models in turn with memory for all: first token, against staying on one",
+    )
+
+
+def _in_turn(setting: Setting, models: dict[str, Path], what: str) -> Row:
     with shardload(
         models, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS, cache=setting.cache
     ) as target:
@@ -43,8 +60,8 @@ def with_room(setting: Setting) -> Iterator[Row]:
         first, second = paired(
             setting.repeats, lambda turn: seconds(list(models), turn), lambda turn: seconds(["a"], turn)
         )
-    yield Row(
-        "three packed models in turn with memory for all: first token, against staying on one",
+    return Row(
+        what,
         figure([1000 * value for value in first], "ms"),
         figure([1000 * value for value in second], "ms staying"),
         quotients(first, second),
@@ -54,7 +71,7 @@ def with_room(setting: Setting) -> Iterator[Row]:
 
 
 def with_little_room(setting: Setting) -> Iterator[Row]:
-    """The same where one model and a half fit, against processes that are stopped and started."""
+    """Packed models where one and a half fit, against processes that are stopped and started."""
     models = {letter: setting.models.limited("Q4_K", letter) for letter in LETTERS}
     store = pack(setting, *models.values())
     one_bytes = max(path.stat().st_size for path in models.values())

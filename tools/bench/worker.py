@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tools.bench.load import token_prompt
 from tools.bench.processes import ROOT, STOP_SECONDS, NotMeasurable, kept_in
+from tools.bench.stock import llama
 
 if TYPE_CHECKING:
+    from shardload import Generation, Manager
     from tools.bench.figures import Setting
 
 CTX_TOKENS = 2048
@@ -85,73 +87,81 @@ def ours(model: Path, threads: int) -> Iterator[Side]:
     """The product as a library."""
     import shardload
 
-    class Ours:
-        def prefill(self, prompt: Sequence[int]) -> float:
-            started = time.perf_counter()
-            served.generate(name, list(prompt), max_tokens=1, temperature=0, ignore_eos=True)
-            return time.perf_counter() - started
-
-        def decode(self, prompt: Sequence[int], tokens: int) -> float:
-            started = time.perf_counter()
-            generation = served.generate(
-                name, list(prompt), max_tokens=tokens + 1, temperature=0, ignore_eos=True
-            )
-            finish = generation.finish
-            seconds = time.perf_counter() - started
-            assert finish is not None
-            return seconds - finish.timings.first_token_seconds
-
     with shardload.Manager([model], ctx=CTX_TOKENS, slots=1, threads=threads) as served:
         (name,) = served.models
-        yield Ours()
+        yield Ours(served, name)
+
+
+class Ours:
+    """One model of a manager."""
+
+    def __init__(self, served: Manager, name: str) -> None:
+        self._served, self._name = served, name
+
+    def prefill(self, prompt: Sequence[int]) -> float:
+        started = time.perf_counter()
+        self._generate(prompt, 1)
+        return time.perf_counter() - started
+
+    def decode(self, prompt: Sequence[int], tokens: int) -> float:
+        started = time.perf_counter()
+        finish = self._generate(prompt, tokens + 1).finish
+        seconds = time.perf_counter() - started
+        assert finish is not None
+        return seconds - finish.timings.first_token_seconds
+
+    def _generate(self, prompt: Sequence[int], tokens: int) -> Generation:
+        return self._served.generate(
+            self._name, list(prompt), max_tokens=tokens, temperature=0, ignore_eos=True
+        )
 
 
 @contextmanager
 def stock(model: Path, threads: int, *, repacked: bool) -> Iterator[Side]:
     """llama.cpp by its own interface: nothing of ours but the way around an AMX that traps."""
-    import llama_cpp
+    with llama(avoid_amx=True) as api:
+        settings = api.llama_model_default_params()
+        settings.use_extra_bufts = repacked
+        weights = api.llama_model_load_from_file(str(model).encode(), settings)
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_seq_max = CTX_TOKENS, BATCH_TOKENS, 1
+        params.n_threads = params.n_threads_batch = threads
+        context = api.llama_init_from_model(weights, params)
+        assert context
+        yield Stock(api, context)
+        api.llama_free(context)
+        api.llama_model_free(weights)
 
-    from shardload_native.amx import avoid_traps
-    from shardload_native.library import load
 
-    avoid_traps(load())
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, None)
-    settings = llama_cpp.llama_model_default_params()
-    settings.use_extra_bufts = repacked
-    weights = llama_cpp.llama_model_load_from_file(str(model).encode(), settings)
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_seq_max = CTX_TOKENS, BATCH_TOKENS, 1
-    params.n_threads = params.n_threads_batch = threads
-    context = llama_cpp.llama_init_from_model(weights, params)
-    assert context
-    sampler = llama_cpp.llama_sampler_init_greedy()
-    token_array = llama_cpp.llama_token * BATCH_TOKENS
+class Stock:
+    """One of llama.cpp's contexts."""
 
-    def step(tokens: Sequence[int]) -> int:
-        kept = token_array(*tokens)
-        batch = llama_cpp.llama_batch_get_one(kept, len(tokens))
-        assert llama_cpp.llama_decode(context, batch) == 0
-        return int(llama_cpp.llama_sampler_sample(sampler, context, -1))
+    def __init__(self, api: Any, context: Any) -> None:
+        self._api, self._context = api, context
+        self._sampler = api.llama_sampler_init_greedy()
 
-    class Stock:
-        def prefill(self, prompt: Sequence[int]) -> float:
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
-            started = time.perf_counter()
-            step(prompt)
-            return time.perf_counter() - started
+    def prefill(self, prompt: Sequence[int]) -> float:
+        self._clear()
+        started = time.perf_counter()
+        self._step(prompt)
+        return time.perf_counter() - started
 
-        def decode(self, prompt: Sequence[int], tokens: int) -> float:
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
-            token = step(prompt)
-            started = time.perf_counter()
-            for _ in range(tokens):
-                token = step([token])
-            return time.perf_counter() - started
+    def decode(self, prompt: Sequence[int], tokens: int) -> float:
+        self._clear()
+        token = self._step(prompt)
+        started = time.perf_counter()
+        for _ in range(tokens):
+            token = self._step([token])
+        return time.perf_counter() - started
 
-    yield Stock()
-    llama_cpp.llama_free(context)
-    llama_cpp.llama_model_free(weights)
+    def _clear(self) -> None:
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+
+    def _step(self, tokens: Sequence[int]) -> int:
+        kept = (self._api.llama_token * len(tokens))(*tokens)
+        batch = self._api.llama_batch_get_one(kept, len(tokens))
+        assert self._api.llama_decode(self._context, batch) == 0
+        return int(self._api.llama_sampler_sample(self._sampler, self._context, -1))
 
 
 def main() -> None:
