@@ -183,6 +183,14 @@ def test_a_running_server_answers(invoke: Invoke, fake_server: FakeServer) -> No
     }
 
 
+def test_the_router_may_choose(invoke: Invoke, fake_server: FakeServer) -> None:
+    fake_server.answer("/v1/models", {"object": "list", "data": []})
+    fake_server.stream("/v1/chat/completions", piece("Good day"))
+    result = invoke("run", "auto", "hello", "--url", fake_server.url, stdin="")
+    assert (result.exit_code, result.stdout) == (0, "Good day\n")
+    assert fake_server.asked[-1][2]["model"] == "auto"
+
+
 def test_an_unknown_model_is_told_before_a_question(invoke: Invoke, fake_server: FakeServer) -> None:
     fake_server.answer("/v1/models/two", {"error": {"message": "no such model"}}, status=404)
     result = invoke("run", "two", "hello", "--url", fake_server.url, stdin="")

@@ -78,10 +78,12 @@ class ServerTalker:
     """Answers from a running server, by its OpenAI endpoint."""
 
     def __init__(self, options: RunOptions) -> None:
+        from shardload.routing import AUTO
+
         self._options = options
         self._server = remote.Server(options.url, options.api_key)
-        # An unknown name is told before anybody types a question.
-        self._server.request("GET", f"/v1/models/{options.model}")
+        # An unknown name is told before anybody types a question; the router's is no model's.
+        self._server.request("GET", "/v1/models" if options.model == AUTO else f"/v1/models/{options.model}")
 
     def answer(self, messages: Messages) -> Generator[str, None, None]:
         """Stream one answer."""
