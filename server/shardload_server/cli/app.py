@@ -134,7 +134,7 @@ def serve(
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a name on a server, or auto.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a server's model, or auto.")],
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Without: a conversation.")] = None,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
