@@ -19,10 +19,10 @@ WORTHWHILE_PART = 16
 class Cache:
     """The slots of a runner with their KV, and the parking that it comes from and goes to."""
 
-    __slots__ = ("_parking", "_runner", "_stats", "_whole_only", "table")
+    __slots__ = ("_name", "_parking", "_runner", "_stats", "_whole_only", "table")
 
-    def __init__(self, runner: Runner, stats: EngineStats, parking: Parking | None) -> None:
-        self._runner, self._stats, self._parking = runner, stats, parking
+    def __init__(self, name: str, runner: Runner, stats: EngineStats, parking: Parking | None) -> None:
+        self._name, self._runner, self._stats, self._parking = name, runner, stats, parking
         self.table = SlotTable(runner.slots)
         # Whether a state is of no use when some of it must be cut off.
         self._whole_only = False
@@ -81,7 +81,7 @@ class Cache:
             return None
         error = fetch.exception()
         if error is not None:
-            logger.error("a parked conversation could not be fetched", exc_info=error)
+            logger.error("%s: a parked conversation could not be fetched", self._name, exc_info=error)
             return None
         return fetch.result()
 
@@ -116,7 +116,7 @@ class Cache:
         try:
             self._save(slot)
         except Exception:
-            logger.exception("a conversation of %d tokens was not saved", slot.length)
+            logger.exception("%s: a conversation of %d tokens was not saved", self._name, slot.length)
         self.empty(slot)
         return True
 
@@ -128,7 +128,7 @@ class Cache:
         if parking.covers(tokens, kind=kind, whole=self._whole_only):
             return
         if not parking.accepts(runner.state_bytes(slot.index)):
-            logger.debug("there is no room to park a conversation of %d tokens", slot.length)
+            logger.debug("%s: no room to park a conversation of %d tokens", self._name, slot.length)
             return
         parking.put(tokens, runner.save(slot.index), kind=kind)
         self._stats.parked_total += 1

@@ -53,7 +53,7 @@ class Workload:
         self.stats = EngineStats()
         self.virtual_seconds = 0.0
         self.was_ready = False
-        self.cache = Cache(runner, self.stats, parking)
+        self.cache = Cache(name, runner, self.stats, parking)
         self._roster = Roster(name, self.cache.table, self.stats, outbox)
         self._admission = Admission(runner, self._roster, self.cache, wake)
         self._vocabulary = Vocabulary(runner)
