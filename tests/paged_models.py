@@ -13,7 +13,8 @@ from shardload.gguf.constants import TENSOR_TYPES
 from shardload.llama import Model
 from shardload.llama.paged import PagedWeights
 from shardload.llama.placed import PlacedTensor
-from shardload.memory import Prefetcher, Range
+from shardload.memory import Range
+from shardload.memory.prefetch import Prefetcher
 from shardload.shards.places import merged, without
 from shardload.shards.shard import shards_of
 

@@ -83,7 +83,6 @@ class Host(Protocol):
 class Recording:
     """What one hooked load mapped."""
 
-    usable: bool
     mappings: list[Mapping] = field(default_factory=list)
     host: Host | None = None
     needs_tokens: bool = True
@@ -152,7 +151,7 @@ class LoadHooks:
     ) -> Iterator[Recording]:
         """Point the slots at our functions; one load at a time. ``kept`` mappings are not unmapped."""
         with self._lock:
-            recording = Recording(True, list(kept), host, needs_tokens)
+            recording = Recording(list(kept), host, needs_tokens)
             self._recording, self._thread = recording, threading.get_ident()
             try:
                 with self._slots.pointing(self._functions):
@@ -269,7 +268,7 @@ def lazy_mapping(host: Host | None = None, *, needs_tokens: bool = True) -> Iter
     """
     verdict = hook_verdict()
     if verdict.hooks is None:
-        yield Recording(usable=False)
+        yield Recording()
         return
     own = host if verdict.hooks.sees_tensors else None
     with verdict.hooks.hooked(own, needs_tokens=needs_tokens) as recording:

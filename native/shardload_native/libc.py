@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import cffi
@@ -28,16 +27,6 @@ DECLARATIONS = """
 """
 PROT_READ, MAP_SHARED, MAP_FAILED = 1, 1, -1
 CACHESTAT = 451  # one number for every architecture that Linux still adds system calls to
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStatistics:
-    """What the kernel has of a range of a file, in pages; recently evicted ones would be missed if read."""
-
-    cached_pages: int
-    dirty_pages: int
-    evicted_pages: int
-    recently_evicted_pages: int
 
 
 def map_shared(descriptor: int, length: int) -> int:
@@ -82,14 +71,14 @@ def mprotect(address: int, length: int, protection: int) -> None:
     _check(library.mprotect(address, length, protection), "mprotect")
 
 
-def cachestat(descriptor: int, offset: int, length: int) -> CacheStatistics:
-    """How much of a range of a file is in memory. Raises OSError; ENOSYS before Linux 6.5."""
+def cached_pages(descriptor: int, offset: int, length: int) -> int:
+    """How many pages of a range of a file are in memory. Raises OSError; ENOSYS before Linux 6.5."""
     ffi, library = calls()
     asked = ffi.new("struct cachestat_range *", {"off": offset, "len": length})
     answer = ffi.new("struct cachestat *")
     number, handle, flags = ffi.cast("long", CACHESTAT), ffi.cast("int", descriptor), ffi.cast("int", 0)
     _check(library.syscall(number, handle, asked, answer, flags), "cachestat")
-    return CacheStatistics(answer.nr_cache, answer.nr_dirty, answer.nr_evicted, answer.nr_recently_evicted)
+    return int(answer.nr_cache)
 
 
 def malloc_trim() -> None:

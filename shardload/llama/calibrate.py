@@ -30,10 +30,10 @@ MATRICES = 24
 """More than caches hold: steps of few tokens are as fast as weights come from memory."""
 WORK_TOKENS = 256
 """Matrices times tokens that one measured graph has at most, so that large steps take no longer."""
-# As ggml names and numbers them.
 LEAST_SECONDS = 0.02
 REPEATS = 3
 CPU_DEVICE, TYPE_F32 = 0, 0
+# As ggml names and numbers them.
 TYPE_NUMBERS = {
     "q4_0": 2,
     "q8_0": 8,

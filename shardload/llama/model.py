@@ -210,18 +210,6 @@ class Model(Handle):
             counts = [memory.file_resident_bytes(path) for path in self.paths]
         return None if None in counts else sum(count for count in counts if count is not None)
 
-    def page_out(self) -> int:
-        """Send the weights out of memory; they come back, page by page, when they are used.
-
-        Returns the bytes that left: 0 where the mappings are not known or the system does not do it. Pages
-        that another process maps, or of a file that this user does not own, stay.
-        """
-        _ = self.weights
-        before = self.resident_bytes()
-        for place in self.ranges():
-            memory.page_out(place.address, place.length)
-        return (before or 0) - (self.resident_bytes() or 0)
-
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text; None when absent. Arrays are not available."""
         ffi, lib = self.llama.ffi, self.llama.lib

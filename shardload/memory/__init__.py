@@ -9,37 +9,22 @@ from shardload.memory.advise import (
     same_bytes,
     view,
 )
-from shardload.memory.eviction import evict
 from shardload.memory.heap import trim_heap
 from shardload.memory.limits import available_bytes, cgroup_limit_bytes, process_memory
 from shardload.memory.mapped import MappedFile, mapped_files
 from shardload.memory.pages import PAGE_BYTES, Range
-from shardload.memory.prefetch import Job, Prefetcher
-from shardload.memory.pressure import PressureWatch
-from shardload.memory.process import ProcessMemory
 from shardload.memory.residency import file_resident_bytes, resident_bytes, resident_pages
-from shardload.memory.streaming import Division, Streamer, StreamStats, divide, hold_bytes_within
 
 __all__ = [
     "PAGE_BYTES",
-    "Division",
-    "Job",
     "MappedFile",
-    "Prefetcher",
-    "PressureWatch",
-    "ProcessMemory",
     "Range",
-    "StreamStats",
-    "Streamer",
     "available_bytes",
     "cgroup_limit_bytes",
     "discard",
-    "divide",
     "drop_file_cache",
-    "evict",
     "expect_lookups",
     "file_resident_bytes",
-    "hold_bytes_within",
     "mapped_files",
     "page_out",
     "populate_read",

@@ -37,7 +37,7 @@ def residency(address: int, pages: int) -> NDArray[np.bool_] | None:
 def cached_bytes(descriptor: int, offset: int, length: int) -> int | None:
     """Bytes of a range of a file that are in memory; None where the kernel keeps it to itself."""
     try:
-        return min(length, libc.cachestat(descriptor, offset, length).cached_pages * PAGE_BYTES)
+        return min(length, libc.cached_pages(descriptor, offset, length) * PAGE_BYTES)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
             raise

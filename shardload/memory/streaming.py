@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 
 from shardload.errors import HandleClosed
 from shardload.memory.course import BEHIND_LAYERS, Course, Drop, Read
-from shardload.memory.division import Division, divide, hold_within, subtract, without_overlaps
+from shardload.memory.division import divide, hold_within, subtract, without_overlaps
 from shardload.memory.eviction import evict
 from shardload.memory.pages import Range
 from shardload.memory.prefetch import bring_in, missing_bytes
 from shardload.memory.residency import resident_bytes
-
-__all__ = ["Division", "StreamStats", "Streamer", "divide", "hold_bytes_within"]
 
 logger = logging.getLogger("shardload.memory")
 

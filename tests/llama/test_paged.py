@@ -28,7 +28,8 @@ from shardload.llama import Model, ModelParams
 from shardload.llama import paged as paged_module
 from shardload.llama.packing import pack
 from shardload.llama.paged import PagedWeights
-from shardload.memory import Prefetcher, Range
+from shardload.memory import Range
+from shardload.memory.prefetch import Prefetcher
 from shardload.shards.layouts import Layout
 from shardload.shards.pantry import Pantry
 from shardload.shards.places import merged, without

@@ -60,7 +60,7 @@ def mincore(address: int, length: int, vector: bytearray) -> None:
 
 
 def test_linux_without_cachestat(mapped_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libc, "cachestat", failing(errno.ENOSYS))
+    monkeypatch.setattr(libc, "cached_pages", failing(errno.ENOSYS))
     monkeypatch.setattr(libc, "mincore", mincore)
     with mapped_file.path.open("rb") as file:
         assert linux.cached_bytes(file.fileno(), 0, mapped_file.length) == mapped_file.length
@@ -68,7 +68,7 @@ def test_linux_without_cachestat(mapped_file: Any, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         monkeypatch.setattr(os, "access", lambda *arguments: False)
         assert linux.cached_bytes(file.fileno(), 0, mapped_file.length) is None
-        monkeypatch.setattr(libc, "cachestat", failing(errno.EBADF))
+        monkeypatch.setattr(libc, "cached_pages", failing(errno.EBADF))
         with pytest.raises(OSError, match="descriptor"):
             linux.cached_bytes(file.fileno(), 0, mapped_file.length)
 
