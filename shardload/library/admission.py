@@ -51,6 +51,8 @@ class Turn:
         actions = Actions()
         waiting = [instance for instance in self.ledger.instances.values() if instance.waits]
         for instance in sorted(waiting, key=lambda instance: instance.oldest):
+            if not instance.waits:
+                continue  # its context has begun to leave for an older request
             if actions.reserved_for is not None and not (instance.active and instance in self.pinned):
                 continue
             if self._admit(instance, actions):

@@ -259,11 +259,13 @@ class Ledger:
 
     def begin_open(self, instance: Instance, limit_bytes: int | None = None) -> None:
         """Promise memory to a waiting instance; ``limit_bytes`` is for weights that are not open yet."""
+        assert instance.state == "waiting", "what is open or leaves is not opened"
         prediction, key = instance.prediction, instance.file
         weights = self.weights.get(key)
         if weights is None:
             weights = Weights(
                 key,
+                instance.entry.name,
                 prediction.weights_bytes,
                 prediction.vocabulary_bytes,
                 prediction.layer_bytes,

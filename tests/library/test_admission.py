@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fake_library import OpenLibrary
-from fake_opener import COMPUTE_BYTES, ONE_MODEL
+from fake_opener import COMPUTE_BYTES, ONE_MODEL, VOCABULARY_BYTES
 
 from shardload.errors import AllPinned, InsufficientMemory
 
@@ -94,6 +94,33 @@ async def test_request_for_a_victim_that_is_closing(open_library: OpenLibrary) -
         await library.rest()
         assert a.lease is not None
         assert library.opener.opens == {"a": 2, "b": 1}
+
+
+async def test_a_context_that_leaves_for_an_older_request_is_not_opened_before_it_has_left(
+    open_library: OpenLibrary,
+) -> None:
+    little_of_a = 25 + VOCABULARY_BYTES + COMPUTE_BYTES
+    async with open_library("ab", budget=1 + little_of_a / ONE_MODEL) as library:
+        for name in "ab":
+            await library.use(name)
+        await library.manager.unload("b")
+        manager = library.manager
+        assert manager._ledger.used_bytes() == little_of_a
+        manager._budget.configured = ONE_MODEL + little_of_a - COMPUTE_BYTES
+        waiters = {}
+        for name in "ba":  # in one turn
+            entry = library.catalog.get(name)
+            prediction = library.opener.predict(entry, "generate")
+            wanted = manager._ledger.instance(entry, "generate", prediction, 300.0)
+            waiters[name] = manager._ledger.enqueue(wanted, entry, library.clock.now, None, None)
+        manager.turn()
+        assert wanted.state == "closing"
+        for name in "ba":
+            await library.rest()
+            lease = waiters[name].lease
+            assert lease is not None
+            lease.release()
+    assert not library.opener.engines
 
 
 async def test_nobody_passes_a_request_that_waited_long(open_library: OpenLibrary) -> None:
