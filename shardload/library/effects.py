@@ -118,7 +118,7 @@ class Effects:
             try:
                 await self._opener.close_weights(weights.handle, drop_pages=weights.drop_pages)
             except (Exception, CancelledError):
-                logger.exception("closing weights failed")
+                logger.exception("closing the weights of %s failed", weights.name)
         self._ledger.finish_close_weights(weights)
         self._listener.turn()
 
@@ -185,9 +185,8 @@ class Effects:
             # What only prompts used is not in the limit.
             return max(await self._send_away(weights, limit), 1)
 
-        name = next((instance.entry.name for instance in weights.instances), "weights")
         share = "in memory as a whole" if limit is None else f"streaming with {format_bytes(limit)} in memory"
-        logger.info("%s: %s", name, share)
+        logger.info("%s: %s", weights.name, share)
         await self._moved(weights, weights.size_bytes if limit is None else limit, change(weights.handle))
         weights.limit_bytes = limit
         self._listener.turn()
@@ -208,7 +207,7 @@ class Effects:
         try:
             freed_bytes = await move
         except (Exception, CancelledError):
-            logger.exception("moving pages failed")
+            logger.exception("moving the pages of %s failed", weights.name)
         await self.measure()
         weights.finish_move(keep_bytes, freed_bytes)
 

@@ -87,6 +87,8 @@ class Weights:
     """One file in memory, and the instances on it. May stay open without any."""
 
     key: FileKey
+    name: str
+    """Of the model that it was opened for; others may be on it."""
     size_bytes: int
     """Mapped bytes that each step touches: as predicted, and from the open on by the places."""
     private_bytes: int
