@@ -116,7 +116,7 @@ def test_curl_lines_are_commands(model_file: Path) -> None:
     lines = curl_lines("http://127.0.0.1:1", entries, keyed=True)
     command = shlex.split(lines[1].replace("\\\n", " "))
     assert command[:2] == ["curl", "http://127.0.0.1:1/v1/chat/completions"]
-    assert "Authorization: Bearer $KEY" in command
+    assert "Authorization: Bearer $SHARDLOAD_API_KEY" in command
     assert json.loads(command[-1])["model"] == "small"
 
 

@@ -146,7 +146,7 @@ def model_table(catalog: Catalog) -> Table:
 
 def curl_lines(url: str, entries: Any, *, keyed: bool) -> list[str]:
     """Requests to try: a conversation with each of the first models, and an embedding."""
-    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
+    key = ' -H "Authorization: Bearer $SHARDLOAD_API_KEY"' if keyed else ""
     chat = [entry for entry in entries if entry.kind == "generate"][:2]
     embed = [entry for entry in entries if entry.kind == "embed"][:1]
     asked = {"input": "a small boat"}
