@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from shardload import memory
 from shardload.errors import HandleClosed, LoadFailed
+from shardload.llama.files import load_files
 from shardload.llama.handle import Handle
 from shardload.llama.loading import Loading
 from shardload.llama.placed import Layouts, PlacedTensor
@@ -259,8 +260,7 @@ def _load(
     loading: Loading,
     vocab: Vocab | None,
 ) -> tuple[Any, tuple[Mapping, ...]]:
-    ffi, lib = llama.ffi, llama.lib
-    native = lib.llama_model_default_params()
+    ffi, native = llama.ffi, llama.lib.llama_model_default_params()
     native.n_gpu_layers = params.gpu_layers
     native.use_extra_bufts = params.use_extra_bufts
     native.check_tensors = params.check_tensors
@@ -268,17 +268,16 @@ def _load(
     raised: list[BaseException] = []
     callback = _progress_callback(ffi, progress, raised)
     native.progress_callback = callback
-    names = [ffi.new("char[]", os.fsencode(path)) for path in paths]
     with llama.log.collect() as log:
         # Layers on another device are copied there: reading ahead is right for them.
         if params.lazy and params.gpu_layers == 0:
             with lazy_mapping(loading, needs_tokens=vocab is None) as recording:
-                pointer = _call(llama, names, native)
+                pointer = load_files(llama, paths, native)
                 if pointer != ffi.NULL:
                     _finish(llama, pointer, loading)
             mappings = tuple(recording.mappings)
         else:
-            pointer, mappings = _call(llama, names, native), ()
+            pointer, mappings = load_files(llama, paths, native), ()
     if pointer != ffi.NULL:
         return pointer, mappings
     if raised:
@@ -293,12 +292,6 @@ def _finish(llama: Llama, pointer: Any, loading: Loading) -> None:
     except BaseException:
         llama.lib.llama_model_free(pointer)
         raise
-
-
-def _call(llama: Llama, names: list[Any], params: Any) -> Any:
-    if len(names) == 1:
-        return llama.lib.llama_model_load_from_file(names[0], params)
-    return llama.lib.llama_model_load_from_splits(llama.ffi.new("const char *[]", names), len(names), params)
 
 
 def _progress_callback(

@@ -18,6 +18,7 @@ from typing import Any
 
 from shardload.errors import GGUFError, HandleClosed, LoadFailed
 from shardload.gguf import GGUFFile
+from shardload.llama.files import load_files
 from shardload.llama.tokenizer_identity import TokenizerIdentity, identify
 from shardload.llama.vocab import Vocab
 from shardload.shards.identity import FileIdentity
@@ -206,15 +207,10 @@ def _identity_of(path: Path) -> TokenizerIdentity | None:
 
 
 def _load_vocabulary(llama: Llama, paths: Sequence[Path]) -> Any:
-    ffi, lib = llama.ffi, llama.lib
-    native = lib.llama_model_default_params()
+    native = llama.lib.llama_model_default_params()
     native.vocab_only, native.n_gpu_layers, native.use_extra_bufts = True, 0, False
-    names = [ffi.new("char[]", os.fsencode(path)) for path in paths]
     with llama.log.collect() as log:
-        if len(names) == 1:
-            pointer = lib.llama_model_load_from_file(names[0], native)
-        else:
-            pointer = lib.llama_model_load_from_splits(ffi.new("const char *[]", names), len(names), native)
-    if pointer == ffi.NULL:
+        pointer = load_files(llama, paths, native)
+    if pointer == llama.ffi.NULL:
         raise LoadFailed(str(paths[0]), log.reason())
     return pointer
