@@ -18,6 +18,8 @@ import pytest
 from packable import rename_over
 from served_site import PATIENCE_SECONDS, PROMPT, SEEDS, Server, Site, flip, packed_bytes
 
+from shardload.shards.part import SUFFIX as PART_SUFFIX
+
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be removed or replaced there"),
@@ -117,12 +119,12 @@ def test_killed_while_pages_leave(known: Known, site: Site) -> None:
 
 
 def test_killed_while_a_conversation_is_parked(known: Known, site: Site) -> None:
-    with site.server(dies_at=("shardload.engine.parked_files:_write_all", 2)) as server:
+    with site.server(dies_at=("shardload.shards.part:PartFile.write", 2)) as server:
         assert server.say("ada").text == known.cold["ada"]
         with suppress(httpx.TransportError):
             server.do("unload", "ada")
         server.until_killed()
-    assert [path.suffix for path in site.parked.iterdir()] == [".tmp"]
+    assert [path.suffix for path in site.parked.iterdir()] == [PART_SUFFIX]
     with site.server() as server:
         assert server.say("ada") == (known.cold["ada"], 0)
     (parked,) = site.parked.iterdir()
