@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import threading
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from shardload.errors import HandleClosed
-from shardload.shards.lock import lock, try_lock
+from shardload.shards.lock import LockedFile, try_lock
 
 logger = logging.getLogger("shardload.shards")
 
@@ -25,35 +22,28 @@ ID_DIGITS = 64
 class Hold:
     """Entries that are mapped: nobody prunes them to make room. Made by `Store.hold`.
 
-    Owns a small locked file, whose lock ends with the process. Where none can be written nothing is held,
-    and nothing is lost by it but the room that a mapped file takes after its removal. Any thread.
+    Owns a small locked file. Where none can be written nothing is held, and nothing is lost by it but the
+    room that a mapped file takes after its removal. Any thread.
     """
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._lock = threading.Lock()
-        self._descriptor = -1
         self._ids: set[str] = set()
-        self._path = directory / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        self._file: LockedFile | None = None
         self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            warnings.warn(f"unclosed {self._path}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def add(self, ids: Iterable[str]) -> None:
         """Hold more entries; raises HandleClosed."""
         with self._lock:
             if self._closed:
-                raise HandleClosed(str(self._path))
+                raise HandleClosed(f"hold in {self.directory}")
             new = set(ids) - self._ids
             if not new:
                 return
@@ -61,30 +51,26 @@ class Hold:
             try:
                 self._write(new)
             except OSError as error:
-                logger.debug("entries in use are not noted in %s: %s", self._path.parent, error)
+                logger.debug("entries in use are not noted in %s: %s", self.directory, error)
 
     def close(self) -> None:
         """Let go of all; idempotent."""
         with self._lock:
             self._closed = True
-            descriptor, self._descriptor = self._descriptor, -1
-            if descriptor >= 0:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._path)
-                os.close(descriptor)
+            self._let_go()
 
     def _write(self, new: set[str]) -> None:
-        # Somebody may have removed the store, or taken the file for a dead one's before it was locked.
-        while self._descriptor < 0 or not os.fstat(self._descriptor).st_nlink:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
-            self._descriptor = os.open(self._path, flags, 0o666)
-            lock(self._descriptor)
+        if self._file is None or not self._file.is_there:  # somebody removed the store
+            self._let_go()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._file = LockedFile(self.directory, str(os.getpid()), SUFFIX)
             new = self._ids
-        os.write(self._descriptor, "".join(f"{name}\n" for name in sorted(new)).encode())
+        os.write(self._file.descriptor, "".join(f"{name}\n" for name in sorted(new)).encode())
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def held_ids(directory: Path) -> frozenset[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shardload.errors import HandleClosed
-from shardload.shards import hold as hold_module
+from shardload.shards import lock as lock_module
 from shardload.shards.hold import Hold, held_ids
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -41,7 +41,7 @@ def test_a_forgotten_one_warns(tmp_path: Path) -> None:
     hold = Hold(tmp_path)
     hold.add([A])
     with pytest.warns(ResourceWarning, match="unclosed"):
-        hold.__del__()
+        del hold
     assert held_ids(tmp_path) == frozenset()
 
 
@@ -67,7 +67,7 @@ def test_a_removed_store_is_held_again(tmp_path: Path) -> None:
 def test_one_that_was_taken_for_a_dead_ones_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, first = hold_module.lock, [True]
+    lock, first = lock_module.lock, [True]
 
     def slow_lock(descriptor: int) -> None:
         if first:
@@ -75,7 +75,7 @@ def test_one_that_was_taken_for_a_dead_ones_is_written_anew(
             held_ids(tmp_path)
         lock(descriptor)
 
-    monkeypatch.setattr(hold_module, "lock", slow_lock)
+    monkeypatch.setattr(lock_module, "lock", slow_lock)
     with Hold(tmp_path) as hold:
         hold.add([A])
         assert not first

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from shardload.shards import lock as lock_module
-from shardload.shards.lock import lock, locked, try_lock
+from shardload.shards.lock import LockedFile, lock, locked, try_lock
 
 
 def failing(error: int) -> SimpleNamespace:
@@ -34,6 +36,18 @@ def test_other_errors_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lock_module, "fcntl", failing(errno.EIO))
     with pytest.raises(OSError, match="no"), locked(tmp_path / "lock"):
         pass
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "fcntl", failing(errno.EIO))
+    before = set(os.listdir("/proc/self/fd")) if sys.platform == "linux" else set()
+    with pytest.raises(OSError, match="no"):
+        LockedFile(tmp_path, "name", ".suffix")
+    assert os.listdir(tmp_path) == []
+    if before:
+        assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:

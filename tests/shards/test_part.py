@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shardload.errors import HandleClosed
+from shardload.shards import lock as lock_module
 from shardload.shards import part as part_module
 from shardload.shards.lock import locked, try_lock
 from shardload.shards.part import PartFile, remove_if_left, sync_directory, write_whole
@@ -80,7 +81,7 @@ def test_what_a_living_writer_has_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_one_that_was_taken_for_left_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, left = part_module.lock, [True]
+    lock, left = lock_module.lock, [True]
 
     def slow_lock(descriptor: int) -> None:
         if left:
@@ -89,7 +90,7 @@ def test_one_that_was_taken_for_left_is_made_anew(tmp_path: Path, monkeypatch: p
                 assert remove_if_left(tmp_path / name)
         lock(descriptor)
 
-    monkeypatch.setattr(part_module, "lock", slow_lock)
+    monkeypatch.setattr(lock_module, "lock", slow_lock)
     with PartFile(tmp_path, "x") as part:
         assert not left
         assert part.path.exists()
