@@ -20,7 +20,7 @@ from shardload.llama.loading import Loading
 from shardload.llama.placed import Layouts, PlacedTensor
 from shardload.llama.tokenizer import shared_vocabularies
 from shardload.llama.vocab import Vocab
-from shardload.memory import MappedFile, Range
+from shardload.memory import MappedFile
 from shardload.shards.identity import FileIdentity
 from shardload_native.amx import avoid_traps
 from shardload_native.hooks import Mapping, keeping, lazy_mapping
@@ -191,24 +191,13 @@ class Model(Handle):
         """Take over a mapping that tensors are moved to; it lasts as long as the weights."""
         self._loading.files.append(file)
 
-    def ranges(self) -> list[Range]:
-        """Where the weights are mapped, in both orders; empty where that is not known."""
-        if not self.tensors:
-            return [Range(mapping.address, mapping.length) for mapping in self.mappings]
-        places: dict[Range, None] = {}
-        for placed in self.tensors:
-            places[placed.file] = None
-            if placed.packing is not None and placed.packing.stored is not None:
-                places[placed.packing.stored] = None
-        return list(places)
-
     def resident_bytes(self) -> int | None:
-        """Bytes of the weights that are in memory now, measured; None where the system does not tell."""
+        """Bytes of the files that are in memory now, measured; None where the system does not tell.
+
+        Raises OSError for files that are gone.
+        """
         _ = self.weights
-        if ranges := self.ranges():
-            counts = [memory.resident_bytes(place.address, place.length) for place in ranges]
-        else:
-            counts = [memory.file_resident_bytes(path) for path in self.paths]
+        counts = [memory.file_resident_bytes(path) for path in self.paths]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def metadata(self, key: str) -> str | None:
