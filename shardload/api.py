@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.chat.messages import Message, parse_messages
-from shardload.config import Config, EngineConfig, MemoryConfig, load_config, parse_bytes, parse_duration
+from shardload.config import Config, EngineConfig, MemoryConfig, load_config, parse_budget, parse_duration
 from shardload.errors import ConfigError, NotGGUF
 from shardload.generation import Generation
 from shardload.library.entry import ModelEntry
@@ -289,7 +289,7 @@ def _configured(
         changes["keep_alive"] = _duration(keep_alive)
     try:
         settings = msgspec.convert({**msgspec.structs.asdict(base.engine), **changes}, EngineConfig)
-        memory = base.memory if budget is None else MemoryConfig(budget=parse_bytes(budget))
+        memory = base.memory if budget is None else MemoryConfig(budget=parse_budget(budget))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     files = (*base.files, *(str(Path(path).expanduser().absolute()) for path in listed))

@@ -36,6 +36,8 @@ TokenId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}$")]
 StopText = Annotated[str, msgspec.Meta(min_length=1)]
 S = TypeVar("S", bound="_Section")
 
+LEAST_BUDGET_BYTES = 2**20
+"""Less is a number that was meant in other units."""
 FOREVER_SECONDS = -1.0
 """A keep-alive that never runs out; 0 closes a model as soon as it is idle."""
 
@@ -358,6 +360,14 @@ def parse_bytes(value: object) -> int:
     return int(count)
 
 
+def parse_budget(value: object) -> int:
+    """Read a size as ``parse_bytes`` does, which a model may fit in. Raises ValueError."""
+    count = parse_bytes(value)
+    if count < LEAST_BUDGET_BYTES:
+        raise ValueError(f"{value!r} is a budget of {count} bytes: write it like '12GiB'")
+    return count
+
+
 def parse_bytes_or_none(value: object) -> int:
     """Read a size as ``parse_bytes`` does, or 0. Raises ValueError."""
     return 0 if value in (0, "0") and not isinstance(value, bool) else parse_bytes(value)
@@ -388,7 +398,7 @@ def parse_duration(value: object) -> float:
 
 
 _PARSERS: dict[str, Callable[[object], int | float]] = {
-    "budget": parse_bytes,
+    "budget": parse_budget,
     "memory": parse_bytes_or_none,
     "disk": parse_bytes_or_none,
     "idle": parse_duration,

@@ -115,6 +115,7 @@ def test_empty_file_is_the_default() -> None:
         ("\n\n[server]\nhost = 'a'\nport = 'x'\n", 5, "server.port: expected `int`, got `str`"),
         ("[server]\nport = 70000\n", 2, "server.port: expected `int` <= 65535"),
         ("[memory]\n\nbudget = 'lots'\n", 3, "memory.budget: 'lots' is not a size"),
+        ("[memory]\nbudget = 12\n", 2, "memory.budget: 12 is a budget of 12 bytes: write it like '12GiB'"),
         ("[engine]\nkeep_alive = 'soon'\n", 2, "engine.keep_alive: 'soon' is not a duration"),
         ("[engine]\nkeep_alive = true\n", 2, "engine.keep_alive: True is not a duration"),
         ("[engine]\nkv_type = 'q5_0'\n", 2, "engine.kv_type: 'q5_0' is not one of f16, q8_0, q4_0"),

@@ -49,7 +49,7 @@ def test_list_as_json(invoke: Invoke, fake_server: FakeServer) -> None:
 
 
 def test_ps_shows_what_is_not_closed(invoke: Invoke, fake_server: FakeServer) -> None:
-    busy = model("busy", state="open", leases=2, warm_share=0.5, resident_bytes=2**19, private_bytes=2**21)
+    busy = model("busy", state="open", leases=2, warm_share=0.5, resident_bytes=2**18, private_bytes=2**21)
     broken = model("broken", state="failed", error="it is no model")
     fake_server.answer("/models", {"models": [model("away"), busy, broken]})
     result = invoke("ps", "--url", fake_server.url)

@@ -62,6 +62,8 @@ def test_a_missing_path_is_named(tmp_path: Path) -> None:
 def test_a_budget_that_is_none() -> None:
     with pytest.raises(ConfigError, match="--budget"):
         configure(ServeOptions(budget="much"))
+    with pytest.raises(ConfigError, match="'12' is a budget of 12 bytes"):
+        configure(ServeOptions(budget="12"))
 
 
 def test_a_folder_without_models(invoke: Invoke, tmp_path: Path) -> None:

@@ -94,6 +94,10 @@ async def test_admin_of_an_unknown_model(serve, error_of, path):
         response = await served.client.post(path, json={"model": "nobody"})
         assert response.status_code == 404
         assert (await served.client.post(path, json={"model": 1})).status_code == 400
+        response = await served.client.post(path, json={"model": "ada", "file": "/models/other.gguf"})
+        assert response.status_code == 400
+        assert "`file`" in error_of(response)["message"]
+    assert served.manager.calls == []
 
 
 async def test_a_server_that_stops_opens_nothing(serve):

@@ -124,11 +124,17 @@ def _use_table(models: Sequence[dict[str, Any]]) -> Table:
         made.add_row(
             model["name"],
             state_line(model),
-            f"{format_bytes(model['resident_bytes'] or 0)} of {format_bytes(model['size_bytes'])}",
+            f"{format_bytes(_present_bytes(model))} of {format_bytes(model['size_bytes'])}",
             requests(model),
             leaving(model),
         )
     return made
+
+
+def _present_bytes(model: dict[str, Any]) -> int:
+    """What of the weights is in memory, mapped or private."""
+    share = model.get("warm_share")
+    return round(share * model["size_bytes"]) if share is not None else model["resident_bytes"] or 0
 
 
 def _memory_table(models: Sequence[dict[str, Any]]) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shardload.config import Config, load_config
+from shardload.config import Config, load_config, parse_budget
 from shardload.errors import ConfigError, format_bytes
 from shardload_server.cli import console
 from shardload_server.cli.settings import configuration, size_of
@@ -57,7 +57,7 @@ def configure(options: ServeOptions) -> Config:
             api_keys=(*config.server.api_keys, *options.api_keys) if options.api_keys else None,
             api_key_file=str(options.api_key_file.absolute()) if options.api_key_file else None,
         ),
-        memory=_over(config.memory, budget=size_of("--budget", options.budget)),
+        memory=_over(config.memory, budget=size_of("--budget", options.budget, parse_budget)),
         engine=_over(
             config.engine,
             ctx=options.ctx,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -41,11 +42,11 @@ def open_store(settings: StoreConfig) -> Store:
     return store
 
 
-def size_of(option: str, text: str | None) -> int | None:
+def size_of(option: str, text: str | None, parse: Callable[[object], int] = parse_bytes) -> int | None:
     """The bytes that an option gives, if it was given. Raises ConfigError."""
     if text is None:
         return None
     try:
-        return parse_bytes(text)
+        return parse(text)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from error

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardload.library.manager import ModelStatus
 
 
-class LoadBody(msgspec.Struct, kw_only=True):
+class LoadBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of ``POST /models/load``; with ``path`` the model's name is given that file."""
 
     model: str
@@ -32,13 +32,13 @@ class LoadBody(msgspec.Struct, kw_only=True):
     keep_alive: str | float | None = None
 
 
-class UnloadBody(msgspec.Struct, kw_only=True):
+class UnloadBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of ``POST /models/unload``."""
 
     model: str
 
 
-class PinBody(msgspec.Struct, kw_only=True):
+class PinBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of ``POST /models/pin``."""
 
     model: str
