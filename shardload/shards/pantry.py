@@ -99,8 +99,7 @@ class Shelf:
         digest = self._digests.get(tensor)
         if digest is None:
             return None
-        key = self._pantry.key(digest, type_name, ne, buffer_type)
-        entry = self._pantry.store.find([key]).get(key)
+        entry = self._pantry.store.find(self._pantry.key(digest, type_name, ne, buffer_type))
         if entry is None:
             return None
         self._found.append(entry)

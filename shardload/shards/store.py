@@ -77,28 +77,20 @@ class Store:
         if left := self._objects.sweep():
             logger.info("removed %d files that were never finished from %s", left, directory)
 
-    def find(self, keys: Iterable[PackedKey]) -> dict[PackedKey, Entry]:
-        """The entries that are there and whole; takes a stat and the reading of a small file for each.
+    def find(self, key: PackedKey) -> Entry | None:
+        """The entry if it is there and whole; takes a stat and the reading of a small file.
 
         An entry whose file is not the one that was written (changed, copied, restored) is read through: it
         counts if its bytes are right, and is removed with a warning if not.
         """
-        entries: dict[PackedKey, Entry] = {}
-        unreadable = 0
-        for key in keys:
-            try:
-                found = self._objects.read(key.id, key)
-                if found is not None and not self._fits(found):
-                    found = self._look_at(found).found
-            except OSError as error:
-                logger.debug("the entry %s cannot be read: %s", key.id, error)
-                unreadable += 1
-                continue
-            if found is not None:
-                entries[key] = found.entry()
-        if unreadable:
-            logger.info("%d entries of the store %s cannot be read", unreadable, self.directory)
-        return entries
+        try:
+            found = self._objects.read(key.id, key)
+            if found is not None and not self._fits(found):
+                found = self._look_at(found).found
+        except OSError as error:
+            logger.info("the entry %s of the store %s cannot be read: %s", key.id, self.directory, error)
+            return None
+        return found.entry() if found is not None else None
 
     def write(self, key: PackedKey, data: memoryview) -> Entry:
         """Keep a tensor's packed bytes; they are on the disk, and their pages clean, when it returns.
@@ -108,7 +100,7 @@ class Store:
         """
         data = data.cast("B")
         try:
-            if (there := self.find([key]).get(key)) is not None:
+            if (there := self.find(key)) is not None:
                 self.touch([there])
                 return there
             self._make_room(len(data), key.build)

@@ -30,6 +30,7 @@ from shardload.errors import LoadFailed
 from shardload.gguf import GGUFFile
 from shardload.llama import Model
 from shardload.llama.packing import pack
+from shardload.shards.entry import Entry, PackedKey
 from shardload.shards.pantry import Pantry
 
 pytestmark = [linux_only, pytest.mark.usefixtures("nothing_stays_mapped")]
@@ -152,11 +153,11 @@ def test_an_entry_that_goes_between_look_up_and_mapping(
     expected = said_by(path, PACKED)
     look_up = pantry.store.find
 
-    def find(keys: Any, **options: Any) -> Any:
-        found = look_up(keys, **options)
-        for entry in found.values():
+    def find(key: PackedKey) -> Entry | None:
+        entry = look_up(key)
+        if entry is not None:
             entry.path.unlink()
-        return found
+        return entry
 
     monkeypatch.setattr(pantry.store, "find", find)
     with open_shelved(path, pantry) as model:

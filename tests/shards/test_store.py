@@ -21,7 +21,8 @@ def test_what_was_written_is_found(store: Store, key: Key) -> None:
     assert entry.path.read_bytes() == DATA
     assert (entry.id, entry.nbytes, entry.key) == (key().id, len(DATA), key())
     assert entry.last_used == pytest.approx(entry.verified, abs=60)
-    assert Store(store.directory).find([key(), key("b")]) == {key(): entry}
+    again = Store(store.directory)
+    assert (again.find(key()), again.find(key("b"))) == (entry, None)
     assert Store(store.directory).entries() == [entry]
     assert store.used_bytes() == sum(
         (store.directory / "packed" / name).stat().st_size for name in names(store)
@@ -29,7 +30,7 @@ def test_what_was_written_is_found(store: Store, key: Key) -> None:
 
 
 def test_a_store_that_is_not_there_is_empty(store: Store, key: Key) -> None:
-    assert store.find([key()]) == {}
+    assert store.find(key()) is None
     assert store.entries() == []
     assert store.used_bytes() == 0
     assert store.verify().checked == store.prune(0).removed == store.clear().removed == ()
@@ -68,7 +69,7 @@ def test_a_flipped_byte_removes_the_entry(
 ) -> None:
     entry = store.write(key(), DATA)
     change(entry.path, 77)
-    assert store.find([key()]) == {}
+    assert store.find(key()) is None
     assert "was damaged" in caplog.text
     assert names(store) == []
     assert store.write(key(), DATA).path.read_bytes() == DATA
@@ -78,13 +79,13 @@ def test_a_flipped_byte_removes_the_entry(
 def test_an_entry_of_another_length_is_removed(store: Store, key: Key, length: int) -> None:
     entry = store.write(key(), DATA)
     os.truncate(entry.path, length)
-    assert store.find([key()]) == {}
+    assert store.find(key()) is None
     assert names(store) == []
 
 
 def test_an_entry_of_another_build_is_not_found(store: Store, key: Key) -> None:
     store.write(key(build="old"), DATA)
-    assert store.find([key()]) == {}
+    assert store.find(key()) is None
     ours = store.write(key(), DATA)
     report = store.prune(keep_build="build 1")
     assert [entry.key.build for entry in report.removed] == ["old"]
@@ -97,10 +98,11 @@ def test_a_copied_store_is_looked_at_once(
 ) -> None:
     used(store.write(key(), DATA), 1000)
     copy = Store(Path(shutil.copytree(store.directory, tmp_path / "copy")))
-    (entry,) = copy.find([key()]).values()
+    entry = copy.find(key())
+    assert entry is not None
     assert entry.last_used == 1000
     monkeypatch.setattr(objects_module, "checksum", None)
-    assert copy.find([key()]) == {key(): entry}
+    assert copy.find(key()) == entry
 
 
 def test_a_copy_with_a_wrong_byte_is_not_taken(
@@ -109,14 +111,14 @@ def test_a_copy_with_a_wrong_byte_is_not_taken(
     store.write(key(), DATA)
     copy = Store(Path(shutil.copytree(store.directory, tmp_path / "copy")))
     change(tmp_path / "copy" / "packed" / key().id, len(DATA) - 1)
-    assert copy.find([key()]) == {}
+    assert copy.find(key()) is None
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b"\xff\xfe", b"[" * 5000])
 def test_a_damaged_record_is_no_entry(store: Store, key: Key, record: bytes) -> None:
     entry = store.write(key(), DATA)
     Path(f"{entry.path}.json").write_bytes(record)
-    assert store.find([key()]) == {}
+    assert store.find(key()) is None
     assert Store(store.directory).entries() == []
     assert store.write(key(), DATA).path.read_bytes() == DATA
     Path(f"{entry.path}.json").write_bytes(record)
@@ -127,7 +129,7 @@ def test_a_damaged_record_is_no_entry(store: Store, key: Key, record: bytes) -> 
 def test_the_record_of_another_entry_is_no_entry(store: Store, key: Key) -> None:
     first, second = store.write(key("a"), DATA), store.write(key("b"), memoryview(b"other"))
     shutil.copy(f"{first.path}.json", f"{second.path}.json")
-    assert store.find([key("a"), key("b")]) == {key("a"): first}
+    assert (store.find(key("a")), store.find(key("b"))) == (first, None)
 
 
 def test_bytes_that_rot_in_place_are_found_by_verifying(
@@ -147,7 +149,7 @@ def test_bytes_that_rot_in_place_are_found_by_verifying(
     assert [entry.id for entry in report.damaged] == [rotten.id]
     assert [entry.id for entry in report.checked] == [whole.id]
     assert done[-1] == (2 * len(DATA), 2 * len(DATA))
-    assert store.find([key("a"), key("b")]).keys() == {key("a")}
+    assert (store.find(key("a")) is not None, store.find(key("b"))) == (True, None)
     assert "was damaged" in caplog.text
 
 
@@ -204,7 +206,7 @@ def test_an_entry_that_another_process_replaces_meanwhile_stays(
         return found
 
     monkeypatch.setattr(objects_module, "checksum", slow)
-    assert store.find([key()]).keys() == {key()}
+    assert store.find(key()) is not None
     assert entry.path.read_bytes() == DATA
 
 

@@ -90,7 +90,7 @@ def test_a_directory_that_cannot_be_written_can_be_used(
     entry = Store(store.directory, reserve_bytes=0).write(key(), DATA)
     with forbidden(store.directory / "packed", 0o555):
         reader = Store(store.directory, reserve_bytes=0)
-        assert reader.find([key()]) == {key(): entry}
+        assert reader.find(key()) == entry
         reader.touch([entry])
         with pytest.raises(StoreUnavailable, match="ermission"):
             reader.write(key("b"), DATA)
@@ -99,7 +99,7 @@ def test_a_directory_that_cannot_be_written_can_be_used(
             assert (report.removed, report.freed_bytes, report.refused) == ((), 0, (entry,))
         with reader.hold([entry]):
             assert reader.verify().checked == (entry,)
-    assert store.find([key()]) == {key(): entry}
+    assert store.find(key()) == entry
 
 
 def test_a_copy_that_cannot_be_written_is_looked_at_once(
@@ -109,9 +109,10 @@ def test_a_copy_that_cannot_be_written_is_looked_at_once(
     folder = Path(shutil.copytree(shared_path / "store", shared_path / "copy"))
     with forbidden(folder / "packed", 0o555):
         store = Store(folder)
-        (entry,) = store.find([key()]).values()
+        entry = store.find(key())
+        assert entry is not None
         monkeypatch.setattr(objects_module, "checksum", None)
-        assert store.find([key()]).keys() == {key()}
+        assert store.find(key()) is not None
         assert [found.id for found in store.entries()] == [entry.id]
 
 
@@ -125,17 +126,17 @@ def test_what_another_user_keeps_to_himself_is_not_there(
         access = os.access
         monkeypatch.setattr(os, "access", lambda *path: access(*path, effective_ids=True))
     with forbidden(Path(f"{entries[0].path}{suffix}"), 0o000):
-        assert store.find([key("a"), key("b")]).keys() == {key("b")}
+        assert (store.find(key("a")), store.find(key("b"))) == (None, entries[1])
         assert [entry.id for entry in store.entries()] == [entries[1].id]
         assert store.verify().damaged == ()
-    assert store.find([key("a"), key("b")]).keys() == {key("a"), key("b")}
+    assert all(store.find(key(name)) is not None for name in "ab")
 
 
 def test_a_directory_that_cannot_be_looked_into(shared_path: Path, key: Key, forbidden: Forbidden) -> None:
     store = Store(shared_path / "store", reserve_bytes=0)
     store.write(key(), DATA)
     with forbidden(store.directory, 0o000):
-        assert Store(store.directory).find([key()]) == {}
+        assert Store(store.directory).find(key()) is None
         assert store.entries() == []
         assert store.used_bytes() == 0
         with pytest.raises(StoreUnavailable):
@@ -153,7 +154,7 @@ def test_a_store_that_is_not_there_yet_can_be_read(tmp_path: Path) -> None:
 def test_a_store_below_a_file_is_unavailable(tmp_path: Path, key: Key) -> None:
     (tmp_path / "file").write_bytes(b"")
     store = Store(tmp_path / "file" / "store", reserve_bytes=0)
-    assert store.find([key()]) == {}
+    assert store.find(key()) is None
     with pytest.raises(StoreUnavailable, match="Not a directory"):
         store.write(key(), DATA)
 
@@ -167,7 +168,7 @@ def test_a_store_that_is_removed_while_files_are_mapped(store: Store, key: Key) 
     ):
         shutil.rmtree(store.directory)
         assert mapping[:] == DATA
-        assert store.find([key()]) == {}
+        assert store.find(key()) is None
         store.touch([entry])
         hold.add([store.write(key("b"), DATA).id])
         assert store.prune(0).removed == ()
@@ -181,7 +182,9 @@ def test_the_limit_is_kept_by_removing_the_longest_unused(tmp_path: Path, key: K
     store = Store(tmp_path / "store", 4 * len(DATA), reserve_bytes=0)
     for at, name in enumerate("abc"):
         used(store.write(key(name), DATA), 1000 + at)
-    store.touch(store.find([key("a")]).values())
+    first = store.find(key("a"))
+    assert first is not None
+    store.touch([first])
     store.write(key("d"), DATA)
     assert {entry.key for entry in store.entries()} == {key("a"), key("c"), key("d")}
     assert store.used_bytes() <= 4 * len(DATA)
