@@ -21,7 +21,7 @@ from shardload.memory.prefetch import Job, Prefetcher
 from shardload.memory.streaming import WINDOW_BYTES
 from shardload.shards.layouts import Layout
 from shardload.shards.places import ShardPlaces, TensorPlace, merged, place_shards, without
-from shardload.shards.shard import EMBEDDINGS, Shard
+from shardload.shards.shard import EMBEDDINGS, Shard, is_tied
 
 if TYPE_CHECKING:
     from shardload.llama.cursor import Cursor
@@ -78,6 +78,7 @@ class PagedWeights:
         """``window_bytes`` is how far streaming reads ahead."""
         self.model, self._shards, self._prefetcher = model, tuple(shards), prefetcher
         self._window_bytes = window_bytes
+        self._is_tied = is_tied(placed.name for placed in model.tensors)
         # Whoever changes how pages are minded holds the first; the second is for a look or a note.
         self._changing, self._lock = threading.RLock(), threading.Lock()
         self.second_allowed = True
@@ -252,11 +253,6 @@ class PagedWeights:
             looked_up = name.startswith(LOOKED_UP) and not self._is_tied
             if looked_up or (has_second and place.file.length <= SMALL_BYTES):
                 memory.expect_lookups(place.file)
-
-    @property
-    def _is_tied(self) -> bool:
-        """Whether the embeddings are the output's weights too."""
-        return not any(placed.name == "output.weight" for placed in self.model.tensors)
 
     def _stream(self) -> None:
         """Begin to stream, stream from other places, or end it, as the limit and the places want it."""

@@ -11,6 +11,7 @@ from shardload.gguf import TensorInfo
 BLOCK = re.compile(r"(?:(?P<stack>.*?)\.)?blk\.(?P<block>\d+)\.")
 EXPERT_OF_OLD = re.compile(r"\.ffn_(?:gate|up|down)\.(?P<expert>\d+)\.")
 EXPERTS_WORD = "_exps."
+OUTPUT_WEIGHTS = "output.weight"
 STACK_NAMES = {"enc": "encoder block", "dec": "decoder block"}
 EMBEDDINGS, OUTPUT, OTHER = "embeddings", "output", "other"
 EMBEDDING_NAMES = ("token_embd", "token_types", "position_embd", "per_layer_token_embd", "wte", "wpe")
@@ -45,7 +46,7 @@ def shards_of(tensors: Iterable[TensorInfo]) -> tuple[Shard, ...]:
     a few of their rows at first and multiplies with all of them in the end.
     """
     known = list(tensors)
-    tied = not any(tensor.name == "output.weight" for tensor in known)
+    tied = is_tied(tensor.name for tensor in known)
     groups: dict[tuple[_Rank, str], list[Piece]] = {}
     for tensor in known:
         for group, piece in _pieces(tensor, tied):
@@ -54,6 +55,11 @@ def shards_of(tensors: Iterable[TensorInfo]) -> tuple[Shard, ...]:
         Shard(name, tuple(pieces), sum(piece.nbytes for piece in pieces))
         for (_, name), pieces in sorted(groups.items())
     )
+
+
+def is_tied(tensors: Iterable[str]) -> bool:
+    """Whether a model's embeddings are the output's weights too, by the names of its tensors."""
+    return OUTPUT_WEIGHTS not in tensors
 
 
 def _pieces(tensor: TensorInfo, tied: bool) -> list[tuple[tuple[_Rank, str], Piece]]:
