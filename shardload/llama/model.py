@@ -263,10 +263,12 @@ def _load(
             with lazy_mapping(loading, needs_tokens=vocab is None) as recording:
                 pointer = load_files(llama, paths, native)
                 if pointer != ffi.NULL:
-                    _finish(llama, pointer, loading)
+                    _finish(llama, pointer, paths, loading, vocab)
             mappings = tuple(recording.mappings)
         else:
             pointer, mappings = load_files(llama, paths, native), ()
+            if pointer != ffi.NULL:
+                _finish(llama, pointer, paths, loading, vocab)
     if pointer != ffi.NULL:
         return pointer, mappings
     if raised:
@@ -275,8 +277,10 @@ def _load(
     raise LoadFailed(str(paths[0]), "the load was given up" if cancelled else log.reason())
 
 
-def _finish(llama: Llama, pointer: Any, loading: Loading) -> None:
+def _finish(llama: Llama, pointer: Any, paths: Sequence[Path], loading: Loading, vocab: Vocab | None) -> None:
     try:
+        if vocab is not None and not shared_vocabularies().fits(vocab, paths):
+            raise LoadFailed(str(paths[0]), "it was replaced while it was opened, by a file of other tokens")
         loading.finish()
     except BaseException:
         llama.lib.llama_model_free(pointer)

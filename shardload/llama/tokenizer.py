@@ -100,6 +100,10 @@ class SharedVocabularies:
             loan.ended = True
             self._leave(loan.loaded)
 
+    def fits(self, vocab: Vocab, paths: Sequence[Path]) -> bool:
+        """Whether one that was acquired for these files is that of what they are now."""
+        return self._lent[vocab].identity == self._identity(paths[0])
+
     @contextmanager
     def lent(self, paths: Sequence[Path]) -> Iterator[Vocab | None]:
         """As `acquire()`; when the body fails, the vocabulary is given back."""

@@ -16,6 +16,7 @@ from tiny_gguf import sentence_piece, write_llama
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.gguf import GGUFFile
 from shardload.llama import Model, ModelParams
+from shardload.llama import model as model_module
 from shardload.llama import tokenizer as module
 from shardload.llama.tokenizer import SharedVocabularies
 from shardload.llama.tokenizer_identity import TokenizerIdentity
@@ -141,6 +142,34 @@ def test_a_file_replaced_meanwhile_is_not_taken_for_what_it_was(
         assert shared.acquire([two_paths[0]]) is None
     with Model.open([two_paths[1]]) as model:
         assert model.vocab.piece(model.vocab.tokenize(" the", add_special=False)[-1]) == b" the"
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("word", ["the", "The"])
+def test_a_model_replaced_meanwhile_does_not_speak_with_the_tokens_of_another(
+    two_paths: tuple[Path, Path],
+    shared: SharedVocabularies,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    lazy: bool,
+) -> None:
+    words = [(text.replace("the", word), score, kind) for text, score, kind in sentence_piece()]
+    other = write_llama(tmp_path / "other.gguf", seed=9, tokens=words)
+    really = model_module.load_files
+
+    def replaced_before(llama: Any, paths: Any, params: Any) -> Any:
+        other.replace(paths[0])
+        return really(llama, paths, params)
+
+    monkeypatch.setattr(model_module, "load_files", replaced_before)
+    if word == "the":
+        with Model.open([two_paths[0]], ModelParams(lazy=lazy)) as model:
+            assert model.vocab.tokenize("the")
+    else:
+        with pytest.raises(LoadFailed, match="replaced while it was opened"):
+            Model.open([two_paths[0]], ModelParams(lazy=lazy))
+    assert len(shared) == 0
 
 
 def test_a_header_is_read_again_when_the_file_is_another(
