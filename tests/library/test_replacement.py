@@ -7,11 +7,12 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 from fake_library import Library, OpenLibrary, write_model
 from fake_opener import ONE_MODEL
 
-from shardload.config import parse_config
+from shardload.config import MemoryConfig, parse_config
 from shardload.errors import (
     ConfigError,
     InsufficientMemory,
@@ -225,14 +226,15 @@ async def test_reconfigure(open_library: OpenLibrary) -> None:
     async with open_library("abc") as library:
         await library.use("a")
         await library.use("b")
-        text = f"""
-        memory.budget = {2 * ONE_MODEL}
+        text = """
         engine.queue = 7
         engine.keep_alive = 9
-        models.a = {{ file = "c.gguf", pin = true }}
-        models.b = {{ file = "b.gguf", ctx = 128 }}
+        models.a = { file = "c.gguf", pin = true }
+        models.b = { file = "b.gguf", ctx = 128 }
         """
-        await library.manager.reconfigure(parse_config(text, library.folder / "x.toml"))
+        config = parse_config(text, library.folder / "x.toml")
+        memory = MemoryConfig(budget=2 * ONE_MODEL)
+        await library.manager.reconfigure(msgspec.structs.replace(config, memory=memory))
         await library.rest()
         assert library.catalog.names() == ("a", "b")
         assert library.open_names == {"a"}
