@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.chat.messages import Message, parse_messages
-from shardload.config import Config, EngineConfig, MemoryConfig, load_config, parse_budget, parse_duration
+from shardload.config import Config, EngineConfig, MemoryConfig, load_config
 from shardload.errors import ConfigError, NotGGUF
 from shardload.generation import Generation
 from shardload.library.entry import ModelEntry
 from shardload.library.lease import Lease
 from shardload.library.status import ModelStatus
+from shardload.quantities import parse_budget, parse_duration
 from shardload.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Options, Prompt, Request
 from shardload.runtime import Assemble, Runtime, assembled
 

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shardload.llama",),
     ("shardload.shards",),
     ("shardload.memory", "shardload.gguf", "shardload.demo"),
-    ("shardload.config", "shardload.toml_lines"),
+    ("shardload.config", "shardload.quantities", "shardload.toml_lines"),
     ("shardload.errors", "shardload.folders", "shardload._version"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shardload.config import Config, load_config, parse_budget
+from shardload.config import Config, load_config
 from shardload.errors import ConfigError, format_bytes
+from shardload.quantities import parse_budget
 from shardload_server.cli import console
 from shardload_server.cli.settings import configuration, size_of
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 
 from shardload.assembly import store_of
-from shardload.config import Config, StoreConfig, load_config, parse_bytes
+from shardload.config import Config, StoreConfig, load_config
 from shardload.errors import ConfigError
+from shardload.quantities import parse_bytes
 from shardload.shards.store import Store
 
 OFF = "off"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from shardload.chat.messages import parse_messages
-from shardload.config import parse_duration
 from shardload.errors import RequestError
+from shardload.quantities import parse_duration
 from shardload.requests import SEEDS, ChatRequest, CompletionRequest, EmbeddingRequest, Options, Prompt
 
 Prompts = str | list[str | int | list[int]]
