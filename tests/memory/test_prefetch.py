@@ -18,7 +18,7 @@ SECONDS = 30
 
 @pytest.fixture
 def prefetcher() -> Iterator[Prefetcher]:
-    made = Prefetcher()
+    made = Prefetcher(threads=2)
     yield made
     made.close()
 
@@ -134,7 +134,7 @@ def test_a_job_without_bytes_is_done(prefetcher: Prefetcher) -> None:
 
 def test_closing_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
-    prefetcher = Prefetcher()
+    prefetcher = Prefetcher(threads=2)
     job = prefetcher.bring(chunks(0, 100), name="model")
     disk.wait_for(2)
     cancel, cancelled = job.cancel, threading.Event()
