@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from shardload.answer import Answer, FinishReason
+from shardload.answer import Answer, AnswerDelta, FinishReason
 from shardload.chat.messages import ToolCall
 from shardload.engine.request import Finish, TokenLogprob, Usage
 from shardload.runtime import Runtime
@@ -78,8 +79,9 @@ class Generation:
 
     def read(self) -> Self:
         """Wait for the whole text."""
-        while self._advance():
-            pass
+        if not self._ended:
+            with self._closed_by_errors():
+                self._runtime.rest(self._answer, self._take)
         return self
 
     def close(self) -> None:
@@ -106,15 +108,22 @@ class Generation:
         """Wait for the next delta; False at the end."""
         if self._ended:
             return False
+        with self._closed_by_errors():
+            self._take(self._runtime.next(self._answer))
+        return True
+
+    @contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
         try:
-            delta = self._runtime.next(self._answer)
+            yield
         except BaseException:
             self.close()
             raise
+
+    def _take(self, delta: AnswerDelta) -> None:
         self._logprobs += delta.logprobs
         if delta.text:
             self._pieces.append(delta.text)
         self._tool_calls += delta.tool_calls
         self._finish, self._finish_reason = delta.finish, delta.finish_reason
         self._ended = delta.finish is not None
-        return True

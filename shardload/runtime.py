@@ -114,6 +114,16 @@ class Runtime:
         except StopAsyncIteration:
             raise HandleClosed("the model") from None
 
+    def rest(self, answer: Answer, receive: Callable[[AnswerDelta], None]) -> None:
+        """Hand all deltas that are left to ``receive``, on the loop, and return after the last one.
+
+        To cross threads for each of them costs more than what is done with it. Raises as `next` does.
+        """
+        try:
+            self.call(self._rest, answer, receive)
+        except StopAsyncIteration:
+            raise HandleClosed("the model") from None
+
     def end(self, answer: Answer) -> None:
         """Close an answer; idempotent, also after ``close``."""
         if not self.closed:
@@ -144,6 +154,13 @@ class Runtime:
         finally:
             if answer.closed:
                 self._answers.discard(answer)
+
+    async def _rest(self, answer: Answer, receive: Callable[[AnswerDelta], None]) -> None:
+        finish = None
+        while finish is None:
+            delta = await self._next(answer)
+            receive(delta)
+            finish = delta.finish
 
     async def _end(self, answer: Answer) -> None:
         self._answers.discard(answer)

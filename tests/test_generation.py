@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from service_fakes import FakeManager
@@ -36,6 +37,20 @@ def test_the_whole_text_is_waited_for(fake_models: Pair) -> None:
     assert generation.finish is not None
     assert generation.finish.timings.decode_seconds >= 0
     assert repr(generation) == "<Generation by 'small': '<Hi>'>"
+
+
+def test_a_whole_text_crosses_threads_once(fake_models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, _ = fake_models
+    runtime, crossings = models._runtime, []
+    call = runtime.call
+
+    def counted(*arguments: Any) -> Any:
+        crossings.append(arguments)
+        return call(*arguments)
+
+    monkeypatch.setattr(runtime, "call", counted)
+    assert models.generate("small", "Hi", temperature=0).text == "<Hi>"
+    assert len(crossings) == 2, "its start and its text"
 
 
 def test_leaving_early_stops_it(fake_models: Pair) -> None:
