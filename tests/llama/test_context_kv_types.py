@@ -61,7 +61,14 @@ def test_no_flash_attention(wide_model: Model, monkeypatch: pytest.MonkeyPatch) 
     opened(wide_model, "f16").close()
 
 
-def test_embeddings_keep_f16(tmp_path: Path, model: Model) -> None:
-    opened(model, "q8_0", embeddings=True).close()
-    with Model.open([write_bert(tmp_path / "bert.gguf")]) as bert:
-        opened(bert, "q8_0", embeddings=True).close()
+def test_embeddings_keep_f16(tmp_path: Path, wide_model: Model) -> None:
+    with (
+        opened(wide_model, "q8_0", embeddings=True) as one,
+        opened(wide_model, "f16", embeddings=True) as f16,
+    ):
+        assert one.kv_bytes == f16.kv_bytes > 0
+    with (
+        Model.open([write_bert(tmp_path / "bert.gguf")]) as bert,
+        opened(bert, "q8_0", embeddings=True) as one,
+    ):
+        assert one.decode([Run(0, 0, [1, 2, 3], "none")])
