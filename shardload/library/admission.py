@@ -49,10 +49,9 @@ class Turn:
     def decide(self) -> Actions:
         """Serve the waiting instances in the order of their oldest requests."""
         actions = Actions()
-        waiting = [instance for instance in self.ledger.instances.values() if instance.waits]
-        for instance in sorted(waiting, key=lambda instance: instance.oldest):
+        for instance in sorted(self.ledger.instances.values(), key=lambda instance: instance.oldest):
             if not instance.waits:
-                continue  # its context has begun to leave for an older request
+                continue  # nobody waits for it, or it has begun to leave for an older request
             if actions.reserved_for is not None and not (instance.active and instance in self.pinned):
                 continue
             if self._admit(instance, actions):
