@@ -109,20 +109,14 @@ class Runtime:
 
     def next(self, answer: Answer) -> AnswerDelta:
         """The next delta of an answer that has not ended; raises HandleClosed where it was closed."""
-        try:
-            return self.call(self._next, answer)
-        except StopAsyncIteration:
-            raise HandleClosed("the model") from None
+        return self.call(self._next, answer)
 
     def rest(self, answer: Answer, receive: Callable[[AnswerDelta], None]) -> None:
         """Hand all deltas that are left to ``receive``, on the loop, and return after the last one.
 
         To cross threads for each of them costs more than what is done with it. Raises as `next` does.
         """
-        try:
-            self.call(self._rest, answer, receive)
-        except StopAsyncIteration:
-            raise HandleClosed("the model") from None
+        self.call(self._rest, answer, receive)
 
     def end(self, answer: Answer) -> None:
         """Close an answer; idempotent, also after ``close``."""
@@ -151,6 +145,8 @@ class Runtime:
     async def _next(self, answer: Answer) -> AnswerDelta:
         try:
             return await anext(answer)
+        except StopAsyncIteration:
+            raise HandleClosed("the model") from None
         finally:
             if answer.closed:
                 self._answers.discard(answer)
