@@ -32,6 +32,7 @@ GRAMMAR_PARAMS = ("grammar", "response_format")
 class Stream(Protocol):
     """The deltas of one sequence; closing it cancels the sequence."""
 
+    def wait_for_all(self) -> None: ...
     async def __anext__(self) -> Delta: ...
     async def aclose(self) -> None: ...
 
@@ -39,6 +40,7 @@ class Stream(Protocol):
 class Source(Protocol):
     """The deltas of all choices with the index of each; asked no more once every choice has finished."""
 
+    def wait_for_all(self) -> None: ...
     async def next(self) -> tuple[int, Delta]: ...
     async def aclose(self) -> None: ...
 
@@ -116,6 +118,13 @@ class Answer:
         """Tokens so far; a prompt counts once, however many choices continue it."""
         return Usage(self.prompt_tokens, sum(self._cached_tokens[:: self._n]), sum(self._completion_tokens))
 
+    def wait_for_all(self) -> None:
+        """Say that the reader does nothing with a delta before he has them all: they come many at once then.
+
+        That leaves the processor to the computation.
+        """
+        self._source.wait_for_all()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -184,6 +193,9 @@ class Single:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
+    def wait_for_all(self) -> None:
+        self._stream.wait_for_all()
+
     async def next(self) -> tuple[int, Delta]:
         return 0, await self._stream.__anext__()
 
@@ -198,6 +210,10 @@ class Merged:
         self._queue: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue(MERGED_DELTAS)
         self._streams = tuple(streams)
         self._tasks = [asyncio.create_task(self._carry(*pair)) for pair in enumerate(streams)]
+
+    def wait_for_all(self) -> None:
+        for stream in self._streams:
+            stream.wait_for_all()
 
     async def next(self) -> tuple[int, Delta]:
         index, delta = await self._queue.get()
@@ -237,6 +253,9 @@ class Nothing:
             for index, tokens in enumerate(lengths)
         ]
         self._finishes.reverse()
+
+    def wait_for_all(self) -> None:
+        pass
 
     async def next(self) -> tuple[int, Delta]:
         index, finish = self._finishes.pop()

@@ -126,7 +126,11 @@ class FakeAnswer:
         self.usage = Usage(prompt_tokens=3, cached_tokens=1, completion_tokens=0)
         self.closed = asyncio.Event()
         self.waiting = asyncio.Event()
+        self.patient = False
         self._deltas: asyncio.Queue[AnswerDelta | Exception | None] = asyncio.Queue()
+
+    def wait_for_all(self) -> None:
+        self.patient = True
 
     def say(self, *texts: str, index: int = 0) -> FakeAnswer:
         for text in texts:

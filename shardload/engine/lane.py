@@ -142,7 +142,7 @@ class Lane:
         if poster is None:
             for other in [other for other in list(self._posters) if other.is_closed()]:
                 self._posters.pop(other, None)
-            poster = self._posters[loop] = Poster(loop)
+            poster = self._posters[loop] = Poster(loop, self._output_limit)
         return poster
 
     # -- lane thread

@@ -15,26 +15,39 @@ from shardload.errors import ShardloadError
 
 Event = Delta | ShardloadError
 
+# Of what patient readers let lie so much is brought to them at once.
+PATIENT_EVENTS = 64
+
 
 class Poster:
-    """Brings the events of one loop's streams to it: one call_soon_threadsafe for all of a step."""
+    """Brings the events of one loop's streams to it: one call_soon_threadsafe for all of a step.
 
-    __slots__ = ("_pending", "_scheduled", "flush", "loop")
+    While nobody but patient readers has got something, it is left until an answer ends: a loop that wakes for
+    every token takes a core from the computation each time. ``limit`` is how many events a reader may lag
+    behind.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    __slots__ = ("_awaited", "_patience", "_pending", "_scheduled", "flush", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
         self.loop = loop
+        self._patience = min(PATIENT_EVENTS, limit)
         self._pending: deque[tuple[Mailbox, Sequence[Event]]] = deque()
-        self._scheduled = False
+        self._scheduled = self._awaited = False
         # One bound method for all, so that the lane sees that its sinks share it.
         self.flush: Callable[[], None] = self._flush
 
     def post(self, mailbox: Mailbox, events: Sequence[Event]) -> None:
         """Lane thread: keep events for the next flush."""
         self._pending.append((mailbox, events))
+        self._awaited = self._awaited or not mailbox.patient or any(map(_ends, events))
 
     def _flush(self) -> None:
         if self._scheduled or not self._pending:
             return
+        if not self._awaited and len(self._pending) < self._patience:
+            return
+        self._awaited = False
         self._scheduled = True
         try:
             self.loop.call_soon_threadsafe(self._deliver)
@@ -52,14 +65,19 @@ class Poster:
             mailbox.receive(events)
 
 
+def _ends(event: Event) -> bool:
+    return isinstance(event, ShardloadError) or event.finish is not None
+
+
 class Mailbox:
     """The sink of one stream: written on the lane through the poster, read on the loop."""
 
-    __slots__ = ("_poster", "events", "flush", "sequence", "waiter")
+    __slots__ = ("_poster", "events", "flush", "patient", "sequence", "waiter")
 
     def __init__(self, poster: Poster) -> None:
         self._poster = poster
         self.flush = poster.flush
+        self.patient = False
         self.events: deque[Event] = deque()
         self.waiter: asyncio.Future[None] | None = None
         self.sequence: EngineSequence | None = None
@@ -91,6 +109,10 @@ class DeltaStream:
         self._mailbox = mailbox
         mailbox.sequence = sequence
         self._ended = False
+
+    def wait_for_all(self) -> None:
+        """From now on deltas may come many at once: nothing is done with them before the last one."""
+        self._mailbox.patient = True
 
     def __aiter__(self) -> Self:
         return self

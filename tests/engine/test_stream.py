@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import anyio
 import pytest
 from fakes import FakeRunner, FakeVocab
 
 from shardload.engine import Delta, Engine, GenerationRequest, Lane, SamplingParams
+from shardload.engine.request import Finish, Timings, Usage
+from shardload.engine.stream import PATIENT_EVENTS, Mailbox, Poster
 from shardload.errors import DecodeFailed, ModelUnavailable
 
 pytestmark = pytest.mark.anyio
 GREEDY = SamplingParams(temperature=0)
+ENDED = Finish("length", None, Usage(1, 0, 1), Timings(0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -24,6 +28,16 @@ def anyio_backend() -> str:
 def lane() -> Iterator[Lane]:
     with Lane(output_limit_tokens=16) as lane:
         yield lane
+
+
+class FakeLoop(asyncio.AbstractEventLoop):
+    """Keeps what it is asked to call."""
+
+    def __init__(self, calls: list[Callable[[], object]]) -> None:
+        self._calls = calls
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object, **_: object) -> Any:
+        self._calls.append(callback)
 
 
 def asking(text: str, max_tokens: int | None = None) -> GenerationRequest:
@@ -52,6 +66,47 @@ async def test_a_reader_that_pauses_misses_nothing(lane: Lane) -> None:
                 assert await read(engine, "y")
             text += delta.text
     assert text == "abcdefghij" * 30
+
+
+async def test_a_patient_reader_gets_everything_however_little_the_lane_runs_ahead(lane: Lane) -> None:
+    runner = FakeRunner(ctx_tokens=2048, reply=lambda prompt: "abcdefghij" * 30)
+    engine = lane.attach(runner, name="model")
+    async with engine.stream(asking("x")) as stream:
+        stream.wait_for_all()
+        assert "".join([delta.text async for delta in stream]) == "abcdefghij" * 30
+
+
+async def test_a_patient_reader_hears_of_errors_at_once(lane: Lane) -> None:
+    engine = lane.attach(FakeRunner(ctx_tokens=2048, reply=lambda prompt: "z" * 1000), name="model")
+    async with engine.stream(asking("x")) as stream:
+        stream.wait_for_all()
+        assert await anext(stream)
+        lane.detach(engine)
+        with pytest.raises(ModelUnavailable):
+            async for _ in stream:
+                pass
+
+
+async def test_the_loop_of_patient_readers_sleeps_until_an_answer_ends() -> None:
+    wakes: list[Callable[[], object]] = []
+    poster = Poster(FakeLoop(wakes), limit=256)
+    patient, other = Mailbox(poster), Mailbox(poster)
+    patient.patient = True
+
+    def post(mailbox: Mailbox, *deltas: Delta) -> int:
+        mailbox(deltas)
+        poster.flush()
+        return len(wakes)
+
+    assert [post(patient, Delta("a", (1,))) for _ in range(3)] == [0, 0, 0]
+    assert post(other, Delta("b", (2,))) == 1
+    wakes.pop()()
+    assert (len(patient.events), len(other.events)) == (3, 1)
+    assert post(patient, Delta("c", (3,))) == 0
+    assert post(patient, Delta("", (), finish=ENDED)) == 1
+    wakes.pop()()
+    assert len(patient.events) == 5
+    assert [post(patient, Delta("d", (4,))) for _ in range(PATIENT_EVENTS)][-2:] == [0, 1]
 
 
 async def test_leaving_early_cancels_the_sequence(lane: Lane) -> None:

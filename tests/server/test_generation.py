@@ -43,6 +43,15 @@ async def test_a_stream_of_chunks(serve):
     assert chunks[-1]["timings"]["predicted_n"] == 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_wants_the_whole_answer_is_not_woken_for_each_delta(serve, answer, stream):
+    async with serve() as served:
+        given = answer("ada").say("a", "b").end()
+        served.service.answers.append(given)
+        assert (await served.chat(stream=stream)).status_code == 200
+    assert given.patient is not stream
+
+
 async def test_usage_comes_in_a_chunk_of_its_own(serve):
     async with serve() as served:
         response = await served.chat(stream=True, stream_options={"include_usage": True})
