@@ -5,7 +5,6 @@ child.py stock MODEL     seconds of llama.cpp's own load, with its defaults
 child.py packed MODEL    seconds until the library has the model open, with a context, from the packed store
 child.py repacked MODEL  seconds of llama.cpp's own load with repacking, and of a context as large
 child.py layouts MODEL THREADS   measures the orders of bytes that are not known yet for the model's types
-child.py vocabulary MODEL    private bytes that a vocabulary costs
 child.py header MODEL    seconds in which we know a file by its header, and bytes beyond it that were read
 child.py reader MODEL    seconds of the gguf package's reader for the same file
 """
@@ -93,17 +92,6 @@ def layouts(model: Path, threads: str) -> dict[str, float]:
     return {name: choice.table.speeds[name.upper()].seconds_per_token("file", 256) for name in types}
 
 
-def vocabulary(model: Path) -> dict[str, float]:
-    """Private bytes before and after a vocabulary-only load."""
-    with llama() as api:
-        params = api.llama_model_default_params()
-        params.vocab_only = True
-        before = psutil.Process().memory_full_info().uss
-        pointer = api.llama_model_load_from_file(str(model).encode(), params)
-        assert pointer
-        return {"private_bytes": psutil.Process().memory_full_info().uss - before}
-
-
 def header(model: Path) -> dict[str, float]:
     """Time our parser; nothing of the file but its header may come into memory."""
     from shardload.gguf import GGUFFile
@@ -145,7 +133,6 @@ if __name__ == "__main__":
         "packed": open_packed,
         "repacked": open_repacked,
         "layouts": layouts,
-        "vocabulary": vocabulary,
         "header": header,
         "reader": reader,
     }

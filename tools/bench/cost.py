@@ -11,7 +11,7 @@ import psutil
 
 from tools.bench.figures import Row, Setting, figure
 from tools.bench.load import Ask, one, prompt, together
-from tools.bench.processes import child, models_of, shardload
+from tools.bench.processes import shardload
 
 MIB = 2**20
 CTX_TOKENS = 2048
@@ -19,9 +19,8 @@ SLOTS = 8
 
 
 def private_memory(setting: Setting) -> Iterator[Row]:
-    """Anonymous memory per further open model, without its KV cache and vocabulary."""
+    """Anonymous memory per further open model that has answered: what its KV cache has filled is in it."""
     models = setting.only("a", "b", "c")
-    vocabulary = child("vocabulary", str(setting.models.plain()))["private_bytes"]
     added: list[float] = []
     with shardload(
         models, cache=setting.cache, threads=setting.threads, slots=1, ctx_tokens=CTX_TOKENS
@@ -31,18 +30,16 @@ def private_memory(setting: Setting) -> Iterator[Row]:
         for name in ("b", "c"):
             one(Ask(target.urls[name], target.names[name], prompt(1), 4))
             after = private_bytes(target.pid)
-            kv_bytes = models_of(target)[target.names[name]]["kv_bytes"]
-            added.append((after - before - kv_bytes - vocabulary) / MIB)
+            added.append((after - before) / MIB)
             before = after
     yield Row(
-        "private memory per further open model, ctx 2048, beside KV and vocabulary",
+        "private memory per further open model that has answered, ctx 2048",
         figure(added, "MiB"),
         "",
         tuple(added),
         60.0,
         "lower",
         "MiB",
-        note=f"its vocabulary: {vocabulary / MIB:.0f} MiB",
     )
 
 
