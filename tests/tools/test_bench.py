@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.bandwidth import read_bytes_per_second
 from tools.bench.figures import Row, figure, paired, quotients
 from tools.bench.load import Ask, one, prompt, together, total_rate
 from tools.bench.processes import NotMeasurable, child, peer_copy
@@ -65,10 +64,6 @@ def test_no_room_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("tools.bench.processes.SPARE_BYTES", 2**80)
     with pytest.raises(NotMeasurable, match=r"no room on the disk for m-peer\.gguf, 3 bytes"):
         peer_copy(model)
-
-
-def test_memory_is_read_by_all_threads() -> None:
-    assert read_bytes_per_second(2**20 + 8, threads=2) > 0
 
 
 def test_a_header_is_timed_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -60,18 +60,21 @@ def figure(values: Sequence[float], unit: str, digits: int = 1) -> str:
 def paired(
     repeats: int, ours: Callable[[int], float], theirs: Callable[[int], float]
 ) -> tuple[list[float], list[float]]:
-    """Measure both in turns, so that what the machine does meanwhile hits both; turn 0 warms up."""
-    first: list[float] = []
-    second: list[float] = []
-    for turn in range(repeats + 1):
-        if turn % 2:
-            one, other = ours(turn), theirs(turn)
-        else:
-            other, one = theirs(turn), ours(turn)
-        if turn:
-            first.append(one)
-            second.append(other)
+    """`in_turns` for two sides."""
+    first, second = in_turns(repeats, ours, theirs)
     return first, second
+
+
+def in_turns(repeats: int, *sides: Callable[[int], float]) -> list[list[float]]:
+    """Measure all sides in turns, so that what the machine does meanwhile hits all; turn 0 warms up."""
+    figures: list[list[float]] = [[] for _ in sides]
+    for turn in range(repeats + 1):
+        places = list(enumerate(sides))
+        for place, side in places if turn % 2 else reversed(places):
+            value = side(turn)
+            if turn:
+                figures[place].append(value)
+    return figures
 
 
 def quotients(first: Sequence[float], second: Sequence[float]) -> tuple[float, ...]:
