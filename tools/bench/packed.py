@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -12,9 +13,9 @@ import psutil
 from tools.bench.figures import Row, Setting, figure, in_turns, paired, quotients
 from tools.bench.load import Ask, one, prompt
 from tools.bench.pages import bring
-from tools.bench.processes import PeerSettings, child, peers, shardload
+from tools.bench.processes import PeerSettings, child, peer_copy, peers, shardload
 from tools.bench.store import pack
-from tools.bench.worker import worker
+from tools.bench.worker import Worker, worker
 
 MIB = 2**20
 PROMPT_TOKENS = 256
@@ -51,11 +52,16 @@ def _decode_rates(setting: Setting, kind: str, *sides: str) -> list[list[float]]
     rates: list[list[float]] = [[] for _ in sides]
     for _ in range(PROCESSES):
         with ExitStack() as stack:
-            workers = [stack.enter_context(worker(side, model, setting)) for side in sides]
+            workers = [stack.enter_context(_worker(side, model, setting)) for side in sides]
             works = [partial(one.decode_rate, tokens=setting.tokens) for one in workers]
             for found, more in zip(rates, in_turns(setting.repeats, *works), strict=True):
                 found += more
     return rates
+
+
+def _worker(side: str, model: Path, setting: Setting) -> AbstractContextManager[Worker]:
+    """A side's process; stock has a copy of the file, so that it does not get our large pages of it."""
+    return worker(side, model if side == "ours" else peer_copy(model), setting)
 
 
 def _decode_row(what: str, ours: list[float], theirs: list[float], target: float, note: str = "") -> Row:
@@ -68,7 +74,7 @@ def prefill(setting: Setting) -> Iterator[Row]:
     model = setting.models.plain("Q4_K")
     pack(setting, model)
     with ExitStack() as stack:
-        workers = [stack.enter_context(worker(side, model, setting)) for side in SIDES]
+        workers = [stack.enter_context(_worker(side, model, setting)) for side in SIDES]
         works = [partial(one.prefill_rate, tokens=PROMPT_TOKENS) for one in workers]
         ours, mapped, repacked = in_turns(setting.repeats, *works)
     gain = median(mapped) / median(repacked)
