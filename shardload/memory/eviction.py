@@ -18,7 +18,8 @@ def evict(place: Range) -> int | None:
 
     The system takes away only what this process has in its page table, and leaves what was read ahead, or
     by somebody else, and never touched here: such pages are touched and sent away again. Pages that others
-    map, or of a file that this user does not own, stay. Raises OSError where the range is not mapped.
+    map, or of a file that this user does not own, stay, and so do the few that another CPU has just read:
+    Linux lists up to 31 per CPU only later. Raises OSError where the range is not mapped.
     """
     span = page_span(place.address, place.length)
     before = resident_pages(span.address, span.length)
@@ -28,7 +29,7 @@ def evict(place: Range) -> int | None:
         return None if before is None else int(before.sum()) * PAGE_BYTES
     left = _resident(span.address, span.length)
     if left.sum() == before.sum():
-        if not _leaves(span, left):
+        if not _some_leave(span, left):
             return int(left.sum()) * PAGE_BYTES
         left = _resident(span.address, span.length)
     # Once for what was not in the page table, and once for large pages that the range has a part of: those
@@ -56,15 +57,16 @@ def _resident(address: int, length: int) -> NDArray[np.bool_]:
     return pages
 
 
-def _leaves(span: PageSpan, left: NDArray[np.bool_]) -> bool:
-    # Of a file of somebody else every page is said to be there: touching them would read them all.
+def _some_leave(span: PageSpan, left: NDArray[np.bool_]) -> bool:
+    # Of a file of somebody else every page is said to be there: touching them would read them all. One that
+    # another CPU has just read stays, and says nothing about its neighbours.
     address = span.address + int(np.argmax(left)) * PAGE_BYTES
     start = max(span.address, address // PIECE_BYTES * PIECE_BYTES)
     length = min(span.address + span.length, start + PIECE_BYTES) - start
     for _ in range(2):
         _touch(start, length)
         page_out(start, length)
-    return not _resident(start, length).any()
+    return not _resident(start, length).all()
 
 
 def _touch(address: int, length: int) -> None:

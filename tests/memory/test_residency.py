@@ -74,7 +74,7 @@ def test_pages_come_and_go(mapped_file: Any) -> None:
     assert resident_bytes(address, length) in (length, None)
     assert file_resident_bytes(path) in (length, None)
     assert file_resident_bytes(path, 3 * PAGE_BYTES, 2 * PAGE_BYTES) in (2 * PAGE_BYTES, None)
-    if page_out(address, length):  # but for those that wait on another core to be listed
+    if page_out(address, length):
         assert evict(Range(address, length)) in (0, None)
         assert resident_bytes(address, length) in (0, None)
     populate_read(address, length)
