@@ -32,7 +32,9 @@ GRAMMAR_PARAMS = ("grammar", "response_format")
 class Stream(Protocol):
     """The deltas of one sequence; closing it cancels the sequence."""
 
-    def wait_for_all(self) -> None: ...
+    @property
+    def completion_tokens(self) -> int: ...
+    def be_patient(self) -> None: ...
     async def __anext__(self) -> Delta: ...
     async def aclose(self) -> None: ...
 
@@ -40,7 +42,9 @@ class Stream(Protocol):
 class Source(Protocol):
     """The deltas of all choices with the index of each; asked no more once every choice has finished."""
 
-    def wait_for_all(self) -> None: ...
+    @property
+    def completion_tokens(self) -> int: ...
+    def be_patient(self) -> None: ...
     async def next(self) -> tuple[int, Delta]: ...
     async def aclose(self) -> None: ...
 
@@ -97,10 +101,9 @@ class Answer:
         self.load_seconds = lease.load_seconds
         self.prompt_tokens = sum(prompts_tokens)
         self._n, self._grammar_param = n, grammar_param
-        self._completion_tokens = [0] * (len(prompts_tokens) * n)
         self._cached_tokens = [0] * (len(prompts_tokens) * n)
         self._unfinished = len(prompts_tokens) * n
-        self._scanners = [ToolCallScanner() for _ in self._completion_tokens] if tools else None
+        self._scanners = [ToolCallScanner() for _ in self._cached_tokens] if tools else None
         self._source = source
         self._lease = lease
 
@@ -111,19 +114,20 @@ class Answer:
 
     @property
     def choices(self) -> int:
-        return len(self._completion_tokens)
+        return len(self._cached_tokens)
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far; a prompt counts once, however many choices continue it."""
-        return Usage(self.prompt_tokens, sum(self._cached_tokens[:: self._n]), sum(self._completion_tokens))
+        """Tokens generated so far, read or not; a prompt counts once, however many choices continue it."""
+        cached_tokens = sum(self._cached_tokens[:: self._n])
+        return Usage(self.prompt_tokens, cached_tokens, self._source.completion_tokens)
 
-    def wait_for_all(self) -> None:
+    def be_patient(self) -> None:
         """Say that the reader does nothing with a delta before he has them all: they come many at once then.
 
         That leaves the processor to the computation.
         """
-        self._source.wait_for_all()
+        self._source.be_patient()
 
     def __aiter__(self) -> Self:
         return self
@@ -139,10 +143,7 @@ class Answer:
             await self.aclose()
             raise
         finish = delta.finish
-        if finish is None:
-            self._completion_tokens[index] += len(delta.tokens)
-        else:
-            self._completion_tokens[index] = finish.usage.completion_tokens
+        if finish is not None:
             self._cached_tokens[index] = finish.usage.cached_tokens
             self._unfinished -= 1
             if not self._unfinished:
@@ -193,8 +194,12 @@ class Single:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def wait_for_all(self) -> None:
-        self._stream.wait_for_all()
+    @property
+    def completion_tokens(self) -> int:
+        return self._stream.completion_tokens
+
+    def be_patient(self) -> None:
+        self._stream.be_patient()
 
     async def next(self) -> tuple[int, Delta]:
         return 0, await self._stream.__anext__()
@@ -211,9 +216,13 @@ class Merged:
         self._streams = tuple(streams)
         self._tasks = [asyncio.create_task(self._carry(*pair)) for pair in enumerate(streams)]
 
-    def wait_for_all(self) -> None:
+    @property
+    def completion_tokens(self) -> int:
+        return sum(stream.completion_tokens for stream in self._streams)
+
+    def be_patient(self) -> None:
         for stream in self._streams:
-            stream.wait_for_all()
+            stream.be_patient()
 
     async def next(self) -> tuple[int, Delta]:
         index, delta = await self._queue.get()
@@ -254,7 +263,11 @@ class Nothing:
         ]
         self._finishes.reverse()
 
-    def wait_for_all(self) -> None:
+    @property
+    def completion_tokens(self) -> int:
+        return 0
+
+    def be_patient(self) -> None:
         pass
 
     async def next(self) -> tuple[int, Delta]:

@@ -64,7 +64,7 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far."""
+        """Tokens generated so far, read or not."""
         return self._answer.usage
 
     @property

@@ -152,7 +152,7 @@ class Runtime:
                 self._answers.discard(answer)
 
     async def _rest(self, answer: Answer, receive: Callable[[AnswerDelta], None]) -> None:
-        answer.wait_for_all()
+        answer.be_patient()
         finish = None
         while finish is None:
             delta = await self._next(answer)

@@ -129,7 +129,7 @@ class FakeAnswer:
         self.patient = False
         self._deltas: asyncio.Queue[AnswerDelta | Exception | None] = asyncio.Queue()
 
-    def wait_for_all(self) -> None:
+    def be_patient(self) -> None:
         self.patient = True
 
     def say(self, *texts: str, index: int = 0) -> FakeAnswer:

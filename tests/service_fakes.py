@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio.lowlevel
+import pytest
 from fakes import FakeRunner, FakeVocab
 
 from shardload.chat.messages import Message
@@ -161,6 +162,19 @@ async def read(answer: Answer) -> dict[int, str]:
 async def ask(service: Service, request: Any) -> dict[int, str]:
     """The text of each choice of what is answered to a request."""
     return await read(await service.start(service.plan(request)))
+
+
+def count_wakes(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What other threads ask of a loop from here on."""
+    wakes: list[Any] = []
+    plain = loop.call_soon_threadsafe
+
+    def counted(callback: Any, *arguments: Any, **options: Any) -> Any:
+        wakes.append(callback)
+        return plain(callback, *arguments, **options)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    return wakes
 
 
 async def settle() -> None:

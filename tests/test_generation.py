@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
-from service_fakes import FakeManager
+from service_fakes import FakeManager, count_wakes
 
 import shardload
 from shardload.errors import HandleClosed, ModelUnavailable
@@ -51,6 +52,17 @@ def test_a_whole_text_crosses_threads_once(fake_models: Pair, monkeypatch: pytes
     monkeypatch.setattr(runtime, "call", counted)
     assert models.generate("small", "Hi", temperature=0).text == "<Hi>"
     assert len(crossings) == 2, "its start and its text"
+
+
+def test_the_loop_sleeps_while_a_whole_text_is_made(
+    fake_models: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, manager = fake_models
+    manager.reply = lambda prompt: "x" * 400
+    generation = models.generate("small", "Hi", stream=True, temperature=0)
+    wakes = count_wakes(models._runtime.call(asyncio.get_running_loop), monkeypatch)
+    assert generation.text == "x" * 400
+    assert 0 < len(wakes) < 100
 
 
 def test_leaving_early_stops_it(fake_models: Pair) -> None:

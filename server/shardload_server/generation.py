@@ -79,7 +79,7 @@ class Generation:
                 async for delta in answer:
                     if not deltas:
                         self.stack.metrics.observe_first_token(answer.model, outcome.seconds)
-                        answer.wait_for_all()
+                        answer.be_patient()
                     deltas.append(delta)
             return json_response(self.phrasing.whole(answer, deltas), headers=answer_headers(answer))
 

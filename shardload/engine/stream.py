@@ -15,7 +15,7 @@ from shardload.errors import ShardloadError
 
 Event = Delta | ShardloadError
 
-# Of what patient readers let lie so much is brought to them at once.
+# Of what patient readers let lie so much is brought to them at once, at most.
 PATIENT_EVENTS = 64
 
 
@@ -23,15 +23,18 @@ class Poster:
     """Brings the events of one loop's streams to it: one call_soon_threadsafe for all of a step.
 
     While nobody but patient readers has got something, it is left until an answer ends: a loop that wakes for
-    every token takes a core from the computation each time. ``limit`` is how many events a reader may lag
-    behind.
+    every token takes a core from the computation each time.
     """
 
-    __slots__ = ("_awaited", "_patience", "_pending", "_scheduled", "flush", "loop")
+    __slots__ = ("_awaited", "_held_events", "_patience", "_pending", "_scheduled", "flush", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+        """``limit`` is how many events a reader may be behind before its sequence is held back."""
         self.loop = loop
-        self._patience = min(PATIENT_EVENTS, limit)
+        # One that was held back goes on when its reader is half of the limit behind, or less: what lies here
+        # must not keep it from that.
+        self._patience = min(PATIENT_EVENTS, limit // 2 + 1)
+        self._held_events = 0
         self._pending: deque[tuple[Mailbox, Sequence[Event]]] = deque()
         self._scheduled = self._awaited = False
         # One bound method for all, so that the lane sees that its sinks share it.
@@ -40,23 +43,26 @@ class Poster:
     def post(self, mailbox: Mailbox, events: Sequence[Event]) -> None:
         """Lane thread: keep events for the next flush."""
         self._pending.append((mailbox, events))
+        self._held_events += len(events)
         self._awaited = self._awaited or not mailbox.patient or any(map(_ends, events))
 
     def _flush(self) -> None:
         if self._scheduled or not self._pending:
             return
-        if not self._awaited and len(self._pending) < self._patience:
+        if not self._awaited and self._held_events < self._patience:
             return
         self._awaited = False
+        self._held_events = 0
         self._scheduled = True
         try:
-            self.loop.call_soon_threadsafe(self._deliver)
+            self.loop.call_soon_threadsafe(self.deliver)
         except RuntimeError:  # the loop is closed: nobody reads any more
             self._scheduled = False
             while self._pending:
                 self._pending.popleft()[0].abandon()
 
-    def _deliver(self) -> None:
+    def deliver(self) -> None:
+        """Loop: bring what there is to its readers."""
         # Cleared first: what the lane adds from here on is either seen below or scheduled anew.
         self._scheduled = False
         pending = self._pending
@@ -91,6 +97,15 @@ class Mailbox:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    def close(self) -> None:
+        """Loop: nobody reads any more, and whoever waits learns it. What the lane has posted is dropped."""
+        # In this order: what is posted from here on is brought at once, and what came before is taken here.
+        self.patient = False
+        self._poster.deliver()
+        self.events.clear()
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
     def abandon(self) -> None:
         if self.sequence is not None:
             self.sequence.cancel()
@@ -110,7 +125,12 @@ class DeltaStream:
         mailbox.sequence = sequence
         self._ended = False
 
-    def wait_for_all(self) -> None:
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, also those that nobody has read."""
+        return self.sequence.completion_tokens
+
+    def be_patient(self) -> None:
         """From now on deltas may come many at once: nothing is done with them before the last one."""
         self._mailbox.patient = True
 
@@ -145,10 +165,7 @@ class DeltaStream:
         if not self._ended:
             self._ended = True
             self.sequence.cancel()
-        self._mailbox.events.clear()
-        waiter = self._mailbox.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._mailbox.close()
 
     async def __aenter__(self) -> Self:
         return self

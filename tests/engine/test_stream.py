@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 import pytest
 from fakes import FakeRunner, FakeVocab
+from service_fakes import count_wakes
 
 from shardload.engine import Delta, Engine, GenerationRequest, Lane, SamplingParams
 from shardload.engine.request import Finish, Timings, Usage
-from shardload.engine.stream import PATIENT_EVENTS, Mailbox, Poster
+from shardload.engine.stream import PATIENT_EVENTS, DeltaStream, Mailbox, Poster
 from shardload.errors import DecodeFailed, ModelUnavailable
 
 pytestmark = pytest.mark.anyio
@@ -44,9 +44,13 @@ def asking(text: str, max_tokens: int | None = None) -> GenerationRequest:
     return GenerationRequest(FakeVocab().tokenize(text), max_tokens, GREEDY)
 
 
+async def whole(stream: DeltaStream) -> str:
+    return "".join([delta.text async for delta in stream])
+
+
 async def read(engine: Engine, text: str) -> str:
     async with engine.stream(asking(text)) as stream:
-        return "".join([delta.text async for delta in stream])
+        return await whole(stream)
 
 
 async def test_many_streams_get_their_own_text(lane: Lane) -> None:
@@ -72,14 +76,45 @@ async def test_a_patient_reader_gets_everything_however_little_the_lane_runs_ahe
     runner = FakeRunner(ctx_tokens=2048, reply=lambda prompt: "abcdefghij" * 30)
     engine = lane.attach(runner, name="model")
     async with engine.stream(asking("x")) as stream:
-        stream.wait_for_all()
-        assert "".join([delta.text async for delta in stream]) == "abcdefghij" * 30
+        stream.be_patient()
+        assert await whole(stream) == "abcdefghij" * 30
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 16, 127, 1000])
+async def test_little_lies_where_a_sequence_may_be_held_back(limit: int) -> None:
+    wakes: list[Callable[[], object]] = []
+    poster = Poster(FakeLoop(wakes), limit)
+    mailbox = Mailbox(poster)
+    mailbox.patient = True
+    for posted in range(1, 2 * limit + 1):
+        mailbox((Delta("a", (1,)),))
+        poster.flush()
+        while wakes:
+            wakes.pop()()
+        # As `Admission` has it: less than this behind, and it goes on.
+        assert posted - len(mailbox.events) < limit // 2 + 1
+
+
+async def test_nothing_of_a_closed_stream_lies_about() -> None:
+    wakes: list[Callable[[], object]] = []
+    poster = Poster(FakeLoop(wakes), limit=256)
+    closed, other = Mailbox(poster), Mailbox(poster)
+    closed.patient = other.patient = True
+    for mailbox in (closed, other):
+        mailbox((Delta("a", (1,)), Delta("b", (2,))))
+    poster.flush()
+    closed.close()
+    assert (len(closed.events), len(other.events), wakes) == (0, 2, [])
+    # What was computed meanwhile does not wait for company.
+    closed((Delta("c", (3,)),))
+    poster.flush()
+    assert len(wakes) == 1
 
 
 async def test_a_patient_reader_hears_of_errors_at_once(lane: Lane) -> None:
     engine = lane.attach(FakeRunner(ctx_tokens=2048, reply=lambda prompt: "z" * 1000), name="model")
     async with engine.stream(asking("x")) as stream:
-        stream.wait_for_all()
+        stream.be_patient()
         assert await anext(stream)
         lane.detach(engine)
         with pytest.raises(ModelUnavailable):
@@ -177,17 +212,9 @@ async def test_embeddings_can_be_awaited(lane: Lane) -> None:
 async def test_one_wake_up_serves_all_streams_of_a_step(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = FakeRunner(slots=8, reply=lambda prompt: "x" * 10)
     engine = lane.attach(runner, name="model")
-    loop = asyncio.get_running_loop()
-    calls = []
-    plain = loop.call_soon_threadsafe
-
-    def counted(*arguments):  # type: ignore[no-untyped-def]
-        calls.append(threading.get_ident())
-        return plain(*arguments)
-
-    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    wakes = count_wakes(asyncio.get_running_loop(), monkeypatch)
     await asyncio.gather(*(read(engine, str(number)) for number in range(8)))
-    assert 0 < len(calls) <= len(runner.steps)
+    assert 0 < len(wakes) <= len(runner.steps)
 
 
 async def test_a_lost_stream_is_cancelled_and_told_of(lane: Lane) -> None:

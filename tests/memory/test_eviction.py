@@ -39,9 +39,7 @@ def test_nothing_is_asked_of_an_empty_range(mapped_file: Any) -> None:
 class Kernel:
     """Pages that leave when they are in the page table, but for one that another CPU has not listed yet."""
 
-    def __init__(
-        self, mapped: str, cached: str, *, owner: bool = True, unlisted: int | None = None
-    ) -> None:
+    def __init__(self, mapped: str, cached: str, *, owner: bool = True, unlisted: int | None = None) -> None:
         self.mapped = np.array([one == "x" for one in mapped])
         self.cached = np.array([one == "x" for one in cached])
         self.owner, self.unlisted = owner, unlisted

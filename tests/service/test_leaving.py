@@ -65,9 +65,24 @@ async def test_cancelled_while_waiting_for_a_delta(service: Service, manager: Fa
     await settle()
     await cancelled(task)
     assert manager.leases == []
+    assert answer.usage.completion_tokens == 0
     runner.gate.set()
     assert await ask(service, ChatRequest("small", ASKED, options=GREEDY)) == {0: "<Hi>"}
-    assert answer.usage.completion_tokens == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_what_a_patient_reader_left_unread_is_counted(
+    service: Service, manager: FakeManager, n: int
+) -> None:
+    manager.reply = lambda prompt: "x" * 400
+    await ask(service, ChatRequest("small", ASKED, options=GREEDY))
+    runner, steps, far = manager.runners["small", "generate"], iter(range(40)), threading.Event()
+    runner.on_decode = lambda runs: next(steps, None) is None and far.set()
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, n=n, options=GREEDY)))
+    async with answer:
+        answer.be_patient()
+        assert await asyncio.to_thread(far.wait, 30)
+    assert answer.usage.completion_tokens > 30 * n
 
 
 @pytest.mark.parametrize("n", [1, 3])

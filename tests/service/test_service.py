@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
 from fakes import FakeVocab
-from service_fakes import ASKED, GREEDY, FakeCatalog, FakeManager, FakeStatus, ask, make_entry, read
+from service_fakes import (
+    ASKED,
+    GREEDY,
+    FakeCatalog,
+    FakeManager,
+    FakeStatus,
+    ask,
+    count_wakes,
+    make_entry,
+    read,
+)
 
 from shardload.chat.messages import Message
 from shardload.config import RouteConfig, RouteMatch
@@ -43,6 +54,18 @@ async def test_several_prompts_with_several_choices(service: Service, manager: F
     assert await read(answer) == {0: "<a>", 1: "<a>", 2: "<bc>", 3: "<bc>"}
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 14)
     assert manager.leases == []
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_the_loop_of_a_patient_reader_sleeps(
+    service: Service, manager: FakeManager, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    manager.reply = lambda prompt: "x" * 120
+    answer = await service.start(service.plan(ChatRequest("small", ASKED, n=n, options=GREEDY)))
+    wakes = count_wakes(asyncio.get_running_loop(), monkeypatch)
+    answer.be_patient()
+    assert await read(answer) == dict.fromkeys(range(n), "x" * 120)
+    assert 0 < len(wakes) < 30
 
 
 async def test_seeded_choices_differ_and_repeat(service: Service, manager: FakeManager) -> None:
