@@ -19,7 +19,10 @@ SLOTS = 8
 
 
 def private_memory(setting: Setting) -> Iterator[Row]:
-    """Anonymous memory per further open model that has answered: what its KV cache has filled is in it."""
+    """Anonymous memory per further open model that has answered briefly.
+
+    The models have the same tokenizer, which is there once, and of a KV cache only what was filled is in memory.
+    """
     models = setting.only("a", "b", "c")
     added: list[float] = []
     with shardload(
@@ -33,7 +36,7 @@ def private_memory(setting: Setting) -> Iterator[Row]:
             added.append((after - before) / MIB)
             before = after
     yield Row(
-        "private memory per further open model that has answered, ctx 2048",
+        "private memory per further open model of the same tokenizer, a short answer each, ctx 2048",
         figure(added, "MiB"),
         "",
         tuple(added),
