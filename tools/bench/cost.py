@@ -21,7 +21,7 @@ SLOTS = 8
 def private_memory(setting: Setting) -> Iterator[Row]:
     """Anonymous memory per further open model that has answered briefly.
 
-    The models have the same tokenizer, which is there once, and of a KV cache only what was filled is in memory.
+    They have the same tokenizer, which is there once, and of a KV cache only what was filled is in memory.
     """
     models = setting.only("a", "b", "c")
     added: list[float] = []

@@ -53,7 +53,7 @@ def _decode_rates(setting: Setting, kind: str, *sides: str) -> list[list[float]]
     for _ in range(PROCESSES):
         with ExitStack() as stack:
             workers = [stack.enter_context(_worker(side, model, setting)) for side in sides]
-            works = [partial(one.decode_rate, tokens=setting.tokens) for one in workers]
+            works = [partial(side.decode_rate, tokens=setting.tokens) for side in workers]
             for found, more in zip(rates, in_turns(setting.repeats, *works), strict=True):
                 found += more
     return rates
@@ -92,11 +92,12 @@ def prefill(setting: Setting) -> Iterator[Row]:
 def opening(setting: Setting) -> Iterator[Row]:
     """From the wish to a context that computes, pages warm, in fresh processes."""
     model = setting.models.plain("Q4_K")
-    bring([model, setting.models.tiny(), *pack(setting, model)])
+    copy = peer_copy(model)
+    bring([model, copy, setting.models.tiny(), *pack(setting, model)])
     first, second = paired(
         setting.repeats,
         lambda _turn: float(child("packed", str(model), cache=setting.cache)["seconds"]),
-        lambda _turn: float(child("repacked", str(model), cache=setting.cache)["seconds"]),
+        lambda _turn: float(child("repacked", str(copy), cache=setting.cache)["seconds"]),
     )
     ours_ms = [1000 * value for value in first]
     shown = figure(ours_ms, "ms"), figure([1000 * value for value in second], "ms")
