@@ -48,8 +48,8 @@ def first_token(setting: Setting) -> Iterator[Row]:
             warm.append(seconds("a", 2 * turn + 1, PROMPT_TOKENS))
     bounds = [max(pair) for pair in zip(warm, disk, strict=True)]
     yield Row(
-        "cold page cache, its room just in use, prompt of 256 tokens, Q4_K: first token, against the slower of "
-        "warm first token and reading the file with direct I/O",
+        "cold page cache, its room just in use, prompt of 256 tokens, Q4_K: first token, against the slower "
+        "of warm first token and reading the file with direct I/O",
         figure(cold, "s", 2),
         f"{figure(warm, 's warm', 2)}\n{figure(disk, 's read', 2)}",
         tuple(taken / bound for taken, bound in zip(cold, bounds, strict=True)),

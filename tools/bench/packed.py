@@ -75,7 +75,7 @@ def prefill(setting: Setting) -> Iterator[Row]:
     pack(setting, model)
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker(side, model, setting)) for side in SIDES]
-        works = [partial(one.prefill_rate, tokens=PROMPT_TOKENS) for one in workers]
+        works = [partial(side.prefill_rate, tokens=PROMPT_TOKENS) for side in workers]
         ours, mapped, repacked = in_turns(setting.repeats, *works)
     gain = median(mapped) / median(repacked)
     yield Row(
