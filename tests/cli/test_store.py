@@ -56,13 +56,15 @@ def test_a_configuration_says_which_store_and_how_large(
     assert "12.0 KiB of 16.0 KiB in 3 tensors" in " ".join(result.stdout.split())
 
 
-def test_a_store_that_is_not_there_is_empty(
-    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", ["list", "verify", "prune", "clear"])
+def test_a_store_that_is_not_there_is_empty_and_said_to_be_missing(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.setattr(command, "_build", lambda: None)
-    result = invoke("store", "list", "--store", tmp_path / "none")
+    result = invoke("store", verb, "--store", tmp_path / "none")
     assert result.exit_code == 0
-    assert "0 B of 20.0 GiB in 0 tensors" in " ".join(result.stdout.split())
+    assert "0 tensors" in " ".join(result.stdout.split())
+    assert f"there is no store in {tmp_path / 'none'} yet" in " ".join(result.stderr.split())
     assert not (tmp_path / "none").exists()
 
 

@@ -46,7 +46,7 @@ class Removed(msgspec.Struct, frozen=True):
 
 def list_store(settings: StoreConfig, *, every_entry: bool, as_json: bool) -> None:
     """Print which models have what in the store."""
-    store = open_store(settings)
+    store = _opened(settings)
     users = {entry: [str(path) for path in paths] for entry, paths in store.users().items()}
     found = summarise(
         store.directory, store.limit_bytes, store.entries(), users, _build(), every_entry=every_entry
@@ -120,7 +120,7 @@ def shape_line(shape: tuple[int, ...]) -> str:
 
 def verify(settings: StoreConfig, *, as_json: bool) -> None:
     """Look at every byte; exit code 1 when something was damaged or could not be read."""
-    store = open_store(settings)
+    store = _opened(settings)
     with byte_bar("verifying") as report:
         looked = store.verify(report)
     found = Verified(
@@ -144,13 +144,13 @@ def verify(settings: StoreConfig, *, as_json: bool) -> None:
 
 def prune(settings: StoreConfig, *, limit: str | None, as_json: bool) -> None:
     """Remove what this build cannot use and, for a limit, what was unused for longest."""
-    store = open_store(settings)
+    store = _opened(settings)
     _tell_removed(store, store.prune(size_of("--limit", limit), keep_build=_build()), as_json=as_json)
 
 
 def clear(settings: StoreConfig, *, as_json: bool) -> None:
     """Remove everything."""
-    store = open_store(settings)
+    store = _opened(settings)
     _tell_removed(store, store.clear(), as_json=as_json)
 
 
@@ -177,6 +177,13 @@ def _tell_removed(store: Store, report: PruneReport, *, as_json: bool) -> None:
     if found.refused_entries:
         refused = console.count(found.refused_entries, "tensor")
         console.fail(f"{refused}, {format_bytes(refused_bytes)}, cannot be removed from {store.directory}")
+
+
+def _opened(settings: StoreConfig) -> Store:
+    store = open_store(settings)
+    if not store.directory.is_dir():
+        console.complain(f"there is no store in {store.directory} yet")
+    return store
 
 
 def _build() -> str | None:
