@@ -124,6 +124,7 @@ class Request:
         self._library, self._name = library, name
         self.lease: Lease | None = None
         self.error: Exception | None = None
+        self.released = False
         self._scope = anyio.CancelScope()
 
     async def run(self, kind: Use, options: dict[str, Any]) -> None:
@@ -146,6 +147,7 @@ class Request:
 
     def release(self) -> None:
         assert self.lease is not None, f"{self._name}: {self.error!r}"
+        self.released = True
         self.lease.release()
 
 

@@ -23,11 +23,6 @@ class TextAssembler:
         self._held = ""
         self.stop_string: str | None = None
 
-    @property
-    def holds_text(self) -> bool:
-        """Whether anything is held back: a part of a character, or of a stop string."""
-        return bool(self._held) or bool(self._decoder.getstate()[0])
-
     def feed(self, piece: bytes) -> str:
         """The text that may be sent after these bytes; none once a stop string is complete."""
         text = self._decoder.decode(piece)

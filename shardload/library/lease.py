@@ -51,11 +51,6 @@ class Lease:
         return f"<Lease on {self.entry.name!r}{'' if self._release else ', released'}>"
 
     @property
-    def released(self) -> bool:
-        """Whether `release` was called."""
-        return self._release is None
-
-    @property
     def engine(self) -> Engine:
         """Where sequences are submitted."""
         return self._held(self._instance).engine

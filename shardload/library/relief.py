@@ -52,7 +52,6 @@ class Holding:
     last_used: float = 0.0
     stays_until: float = -math.inf
     reopen_seconds: float = 0.0
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ def _ranked(steps: list[Step], wanted_bytes: int, now: float) -> list[Step]:
 def _score(step: Step, wanted_bytes: int, now: float) -> float:
     last_used = step.context.last_used if step.context is not None else step.holding.last_used
     idle_seconds = max(now - last_used, 0.0)
-    return idle_seconds / (_cost_seconds(step, wanted_bytes) * step.holding.weight)
+    return idle_seconds / _cost_seconds(step, wanted_bytes)
 
 
 def _cost_seconds(step: Step, wanted_bytes: int) -> float:

@@ -121,7 +121,7 @@ class Walk:
     def check(self) -> None:
         """The promises."""
         ledger, opener = self.library.manager._ledger, self.library.opener
-        held = [request for request in self.requests if request.lease and not request.lease.released]
+        held = [request for request in self.requests if request.lease and not request.released]
         for request in held:
             assert request.lease is not None
             opener.compute(cast(FakeEngine, request.lease.engine))
