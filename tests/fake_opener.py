@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 from fakes import FakeVocab
 
+from shardload.engine.stats import EngineStats
 from shardload.errors import LoadFailed
 from shardload.library.entry import ModelEntry, Use
 from shardload.library.estimate import Prediction
@@ -48,6 +49,7 @@ class FakeEngine:
     model: FakeModel
     closed: bool = False
     parked_bytes: int = 0
+    stats: EngineStats = field(default_factory=EngineStats)
 
 
 @dataclass(eq=False)
@@ -88,6 +90,7 @@ class FakeOpener:
         self.models: list[FakeModel] = []
         self.engines: list[FakeEngine] = []
         self.opens: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()
         self.closes: list[tuple[str, bool]] = []
         self.moves: list[tuple[Any, ...]] = []
         self.measurements = 0
@@ -134,6 +137,8 @@ class FakeOpener:
         """Touch everything that a step touches."""
         engine.parked_bytes = 0
         model = engine.model
+        engine.stats.decode_steps_total += 1
+        self.steps[model.name] += 1
         self._fill(model)
         if prompt and model.second_allowed:
             model.second_resident_bytes = model.second_bytes
@@ -185,6 +190,7 @@ class FakeOpener:
         if (event := self._held_closes.get(engine.path.stem)) is not None:
             await event.wait()
         await anyio.lowlevel.checkpoint()
+        engine.stats.parked_total += 1
         self.engines.remove(engine)
 
     async def park_instance(self, instance: InstanceHandle) -> int:

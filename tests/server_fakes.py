@@ -15,6 +15,7 @@ from service_fakes import FakeCatalog, make_entry
 from shardload.answer import AnswerDelta
 from shardload.config import Config
 from shardload.engine.request import Finish, Timings, Usage
+from shardload.engine.stats import EngineTotals
 from shardload.library.entry import ModelEntry
 from shardload.library.opener import ShardResidency
 from shardload.requests import EmbeddingRequest
@@ -66,6 +67,18 @@ class FakeStatus:
     page_ins: int = 4096
     page_outs: int = 2048
     waited_seconds: float = 0.25
+    running_sequences: int = 3
+    queued_sequences: int = 5
+    work: EngineTotals = field(
+        default_factory=lambda: EngineTotals(
+            decode_steps_total=7,
+            compute_seconds_total=1.5,
+            paused_total=2,
+            parked_total=4,
+            restored_total=3,
+            restored_tokens_total=900,
+        )
+    )
     shards: tuple[ShardResidency, ...] = (
         ShardResidency("embeddings", 1000, 500, 0),
         ShardResidency("block 0", 3096, 1548, 128, ("grace",)),

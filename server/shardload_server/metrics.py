@@ -95,6 +95,12 @@ GAUGES: tuple[tuple[str, str, Read], ...] = (
     ("model_open", "1 while the model's weights are open.", _is_open),
     ("model_leases", "Requests that hold the model.", lambda status: status.leases),
     ("model_queued", "Requests that wait for the model.", lambda status: status.queued),
+    (
+        "model_running_sequences",
+        "Answers that have a slot; a request may ask for several.",
+        lambda status: status.running_sequences,
+    ),
+    ("model_queued_sequences", "Answers that wait for a slot.", lambda status: status.queued_sequences),
     # Bytes are as of the last look; names on the same weights each show all of them.
     ("model_size_bytes", "Bytes of the weights on disk.", lambda status: status.size_bytes),
     ("model_resident_bytes", "Bytes of the weights in memory.", lambda status: status.resident_bytes or 0),
@@ -124,6 +130,29 @@ TOTALS: tuple[tuple[str, str, Read], ...] = (
     ("model_page_in_bytes", "Bytes of the weights that were read in.", lambda status: status.page_ins),
     ("model_page_out_bytes", "Bytes of the weights that were sent out.", lambda status: status.page_outs),
     ("model_page_wait_seconds", "Time that steps waited for pages.", lambda status: status.waited_seconds),
+    # Of the weights, like pages: names on the same ones each show all of it.
+    ("model_steps", "Steps that were computed.", lambda status: status.work.decode_steps_total),
+    (
+        "model_compute_seconds",
+        "Time of the steps; while two models share the cores, half of it for each.",
+        lambda status: status.work.compute_seconds_total,
+    ),
+    (
+        "model_paused_sequences",
+        "Times that an answer lost its slot: no room, or a slow reader.",
+        lambda status: status.work.paused_total,
+    ),
+    ("model_parked_conversations", "Conversations saved.", lambda status: status.work.parked_total),
+    (
+        "model_restored_conversations",
+        "Saved conversations that were brought back.",
+        lambda status: status.work.restored_total,
+    ),
+    (
+        "model_restored_tokens",
+        "Tokens of prompts that came with them, and were not computed again.",
+        lambda status: status.work.restored_tokens_total,
+    ),
 )
 
 

@@ -98,7 +98,7 @@ class Admission:
         return not sequence.fetch.done()
 
     def _start(self, sequence: Sequence, placement: Placement) -> None:
-        request, stats, table = sequence.request, self._roster.stats, self._cache.table
+        request, table = sequence.request, self._cache.table
         if sequence.sampler is None and not request.sampling.takes_the_maximum:
             sequence.sampler = self._runner.sampler(request.sampling, sequence.tokens)
         if sequence.solo:
@@ -110,8 +110,6 @@ class Admission:
         if sequence.admitted_at is None:
             sequence.admitted_at = perf_counter()
             sequence.cached_tokens = cached
-            stats.prompt_tokens_total += sequence.prompt_tokens
-            stats.cached_tokens_total += cached
 
     def _bring(self, sequence: Sequence, placement: Placement) -> int:
         """The tokens of the prompt that are in the slot then."""

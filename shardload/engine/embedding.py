@@ -89,7 +89,6 @@ class EmbeddingQueue:
         if vectors is None:
             return False
         stats.decode_steps_total += 1
-        stats.prompt_tokens_total += sum(map(len, prompts))
         job.vectors += vectors
         if len(job.vectors) == len(job.prompts):
             self._jobs.popleft()

@@ -72,14 +72,12 @@ class Roster:
     def finish(self, sequence: Sequence, reason: Literal["stop", "length"]) -> None:
         """End a sequence before its model does."""
         self.outbox.append((sequence, sequence.finish(reason, perf_counter())))
-        self.stats.finished_total += 1
         self.leave(sequence)
 
     def fail(self, sequence: Sequence, error: ShardloadError) -> None:
         """End a sequence with an error, unless it has ended."""
         if sequence.done:
             return
-        self.stats.failed_total += 1
         self.outbox.append((sequence, error))
         self.leave(sequence)
 

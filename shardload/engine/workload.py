@@ -184,13 +184,10 @@ class Workload:
         logprob = None
         if distribution is not None and (not is_end or sequence.request.ignore_eos):
             logprob = distribution.of(token, self._vocabulary.piece)
-        before = sequence.completion_tokens
         delta = sequence.append(token, piece, is_end, logprob, now)
-        self.stats.completion_tokens_total += sequence.completion_tokens - before
         if delta is not None:
             self._roster.outbox.append((sequence, delta))
             if delta.finish is not None:
-                self.stats.finished_total += 1
                 self._roster.leave(sequence)
 
     def _make_room(self) -> None:

@@ -6,12 +6,13 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import anyio
 
 from shardload.config import KvType
+from shardload.engine.stats import EngineTotals
 from shardload.library.entry import FileKey, ModelEntry, Use, slots_for
 from shardload.library.estimate import Prediction
 from shardload.library.lease import Lease, OpenProgress
@@ -64,22 +65,27 @@ class Waiter:
 
 
 @dataclass(frozen=True, slots=True)
-class PageTotals:
+class Totals:
     """What the opens of one file counted together."""
 
     page_ins: int = 0
     page_outs: int = 0
     waited_seconds: float = 0.0
+    work: EngineTotals = field(default_factory=EngineTotals)
+    """Of the engines of all contexts on it."""
 
-    def plus(self, facts: WeightsFacts | None) -> PageTotals:
-        """With one open more; None adds nothing."""
-        if facts is None:
-            return self
-        return PageTotals(
-            self.page_ins + facts.page_ins,
-            self.page_outs + facts.page_outs,
-            self.waited_seconds + facts.waited_seconds,
+    def plus_pages(self, facts: WeightsFacts) -> Totals:
+        """With one open of the weights more."""
+        return replace(
+            self,
+            page_ins=self.page_ins + facts.page_ins,
+            page_outs=self.page_outs + facts.page_outs,
+            waited_seconds=self.waited_seconds + facts.waited_seconds,
         )
+
+    def plus_work(self, stats: EngineTotals) -> Totals:
+        """With one engine more."""
+        return replace(self, work=self.work.plus(stats))
 
 
 @dataclass(slots=True, eq=False)

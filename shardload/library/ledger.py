@@ -20,8 +20,8 @@ from shardload.library.estimate import Prediction
 from shardload.library.holdings import (
     Instance,
     InstanceKey,
-    PageTotals,
     ServedKey,
+    Totals,
     Waiter,
     Weights,
     served_key,
@@ -37,8 +37,8 @@ class Ledger:
     def __init__(self) -> None:
         self.weights: dict[FileKey, Weights] = {}
         self.instances: dict[InstanceKey, Instance] = {}
-        self.past: dict[FileKey, PageTotals] = {}
-        """What weights counted that are closed by now."""
+        self.past: dict[FileKey, Totals] = {}
+        """What weights and engines counted that are closed by now."""
         self.over_since: float | None = None
         """Since when models in use take more than there is."""
         self._serials = itertools.count()
@@ -236,7 +236,7 @@ class Ledger:
     def begin_close_weights(self, weights: Weights) -> None:
         """Take weights without instances out of use."""
         if weights.handle is not None:
-            self.past[weights.key] = self.page_totals(weights.key).plus(weights.handle.facts)
+            self.past[weights.key] = self.past_totals(weights.key).plus_pages(weights.handle.facts)
         weights.state = "closing"
 
     def finish_close_weights(self, weights: Weights) -> None:
@@ -251,9 +251,9 @@ class Ledger:
             del self.weights[weights.key]
         self._groups = None
 
-    def page_totals(self, key: FileKey) -> PageTotals:
+    def past_totals(self, key: FileKey) -> Totals:
         """What the closed opens of a file counted."""
-        return self.past.get(key, PageTotals())
+        return self.past.get(key, Totals())
 
     # -- instances
 
@@ -339,6 +339,9 @@ class Ledger:
 
         Requests that came meanwhile wait for a new open.
         """
+        if instance.handle is not None:
+            stats = instance.handle.engine.stats
+            self.past[instance.file] = self.past_totals(instance.file).plus_work(stats)
         if instance.weights is not None:
             instance.weights.instances.discard(instance)
             if instance.state == "opening":

@@ -241,7 +241,7 @@ class Manager:
                 list(self._ledger.served(served_key(entry))),
                 self._ledger.weights.get(entry.file_key),
                 self._lending.counters(entry.name),
-                self._ledger.page_totals(entry.file_key),
+                self._ledger.past_totals(entry.file_key),
                 closed_bytes=self._measuring.closed_bytes(entry),
                 pinned=self._names.is_pinned(entry.name),
                 now=now,

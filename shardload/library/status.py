@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from shardload.engine.stats import EngineTotals
 from shardload.library.entry import ModelEntry
-from shardload.library.holdings import Instance, PageTotals, Weights
+from shardload.library.holdings import Instance, Totals, Weights
 from shardload.library.opener import Residency, ShardResidency, WeightsFacts
 
 ModelState = Literal["open", "opening", "streaming", "parked", "closed", "failed"]
@@ -74,6 +75,12 @@ class ModelStatus:
     """Bytes sent out of memory since the start."""
     waited_seconds: float = 0.0
     """How long steps have waited for pages since the start."""
+    running_sequences: int = 0
+    """Answers, each of several to one request, that have a slot to be computed in."""
+    queued_sequences: int = 0
+    """Answers that wait for a slot."""
+    work: EngineTotals = field(default_factory=EngineTotals)
+    """What was computed on the weights since the start, in contexts of any size."""
     shards: tuple[ShardResidency, ...] = ()
     """As last measured; empty for a closed model."""
 
@@ -83,7 +90,7 @@ def model_status(
     instances: Sequence[Instance],
     weights: Weights | None,
     counters: ModelCounters,
-    past: PageTotals,
+    past: Totals,
     *,
     closed_bytes: int | None,
     pinned: bool,
@@ -91,8 +98,8 @@ def model_status(
 ) -> ModelStatus:
     """Describe a model by the weights of its file and the instances that its name stands for.
 
-    ``past`` is what earlier opens of the weights counted; ``closed_bytes`` is what the system holds of the
-    file when nothing has it open.
+    ``past`` is what weights and contexts of the file counted that are closed by now; ``closed_bytes`` is what
+    the system holds of the file when nothing has it open.
     """
     there = [instance for instance in instances if instance.state in ("opening", "open")]
     waiting = [instance for instance in instances if instance.state in ("waiting", "closing")]
@@ -120,15 +127,31 @@ def model_status(
         queue_seconds=counters.queue_seconds,
         error=counters.error,
     )
-    return _with_pages(status, weights, past, closed_bytes)
+    return _with_pages(_with_work(status, instances, weights, past), weights, past, closed_bytes)
+
+
+def _with_work(
+    status: ModelStatus, instances: Sequence[Instance], weights: Weights | None, past: Totals
+) -> ModelStatus:
+    """The same with what its engines do, and what they have done on the weights."""
+    own = [instance.handle.engine.stats for instance in instances if instance.handle]
+    for instance in weights.instances if weights else ():
+        if instance.handle is not None:
+            past = past.plus_work(instance.handle.engine.stats)
+    return replace(
+        status,
+        running_sequences=sum(stats.running for stats in own),
+        queued_sequences=sum(stats.queued for stats in own),
+        work=past.work,
+    )
 
 
 def _with_pages(
-    status: ModelStatus, weights: Weights | None, past: PageTotals, closed_bytes: int | None
+    status: ModelStatus, weights: Weights | None, past: Totals, closed_bytes: int | None
 ) -> ModelStatus:
     """The same with all that is known of its pages."""
     facts = weights.handle.facts if weights and weights.handle else None
-    totals = past.plus(facts)
+    totals = past.plus_pages(facts) if facts else past
     measured = weights.measured if weights else None
     resident_bytes = measured.resident_bytes if measured else None if weights else closed_bytes
     return replace(

@@ -19,8 +19,6 @@ def test_a_conversation_goes_on_from_its_cache(bench: TurnedLane) -> None:
     bench.run()
     assert second.tokens == runner.expected(turn, 5)
     assert second.finish.usage.cached_tokens >= 54
-    assert engine.stats.cached_tokens_total == second.finish.usage.cached_tokens
-    assert engine.stats.prompt_tokens_total == 50 + len(turn)
 
 
 def test_parallel_requests_compute_a_common_prompt_once(bench: TurnedLane) -> None:

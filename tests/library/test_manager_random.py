@@ -146,6 +146,13 @@ class Walk:
         over_bytes = manager._ledger.used_bytes() - manager._budget.bytes_at(self.library.clock.now)
         left = holdings(manager._ledger, Rules(set(pinned)))
         assert over_bytes <= 0 or reclaimable_bytes(left) == 0, "something could leave"
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """What was computed is counted once, whatever has been closed since."""
+        for status in self.library.manager.status():
+            file = self.library.catalog.get(status.name).path.stem
+            assert status.work.decode_steps_total == self.library.opener.steps[file], status.name
 
     async def finish(self) -> None:
         """With everything let go and given back, nobody is left waiting."""
@@ -173,6 +180,7 @@ class Walk:
         await library.pass_time(1e6)
         assert not library.manager._ledger.instances
         assert not library.manager._ledger.weights
+        self.check_counts()
         assert library.opener.open_bytes == 0
 
 

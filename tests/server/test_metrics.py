@@ -40,6 +40,14 @@ async def test_what_is_counted(serve):
     assert found["shardload_model_page_in_bytes_total", "grace"] == 4096
     assert found["shardload_model_page_out_bytes_total", "grace"] == 2048
     assert found["shardload_model_page_wait_seconds_total", "grace"] == 0.25
+    assert found["shardload_model_running_sequences", "grace"] == 3
+    assert found["shardload_model_queued_sequences", "grace"] == 5
+    assert found["shardload_model_steps_total", "grace"] == 7
+    assert found["shardload_model_compute_seconds_total", "grace"] == 1.5
+    assert found["shardload_model_paused_sequences_total", "grace"] == 2
+    assert found["shardload_model_parked_conversations_total", "grace"] == 4
+    assert found["shardload_model_restored_conversations_total", "grace"] == 3
+    assert found["shardload_model_restored_tokens_total", "grace"] == 900
     assert found["shardload_model_state", "grace", "open"] == 1
     assert found["shardload_model_state", "grace", "parked"] == 0
     assert ("shardload_model_resident_limit_bytes", "grace") not in found
@@ -51,7 +59,9 @@ async def test_types_are_what_they_count(serve):
     types = {family.name: family.type for family in text_string_to_metric_families(response.text)}
     assert types["shardload_model_page_in_bytes"] == "counter"
     assert types["shardload_model_page_wait_seconds"] == "counter"
+    assert types["shardload_model_compute_seconds"] == "counter"
     assert types["shardload_model_warm_ratio"] == types["shardload_model_state"] == "gauge"
+    assert types["shardload_model_running_sequences"] == "gauge"
 
 
 async def test_each_application_counts_for_itself(serve):
