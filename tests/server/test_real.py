@@ -145,6 +145,11 @@ def test_models_close_and_open_by_hand(url):
 def test_what_was_done_is_measured(url, client):
     listen(client, "pirate")
     text = httpx.get(f"{url}/metrics").text
-    for name in ("completion_tokens_total", "first_token_seconds_count", "model_resident_bytes"):
+    for name in (
+        "completion_tokens_total",
+        "first_token_seconds_count",
+        "model_resident_bytes",
+        "model_steps_total",
+    ):
         lines = [line for line in text.splitlines() if line.startswith(f'shardload_{name}{{model="pirate"}}')]
         assert float(lines[0].split()[1]) > 0
