@@ -113,7 +113,11 @@ def _reads_whole_large_pages() -> bool:
 
 def yield_to_others() -> None:
     """Let every thread of normal priority go before the one that calls."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
+    thread = threading.get_native_id()
+    with suppress(OSError):  # a sandbox may keep it
+        # A process that has less as a whole keeps it so: to raise it again is not allowed.
+        if os.getpriority(os.PRIO_PROCESS, thread) < BACKGROUND_NICENESS:
+            os.setpriority(os.PRIO_PROCESS, thread, BACKGROUND_NICENESS)
 
 
 def drop_cache(descriptor: int, offset: int, length: int) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from shardload.errors import HandleClosed
 from shardload.memory.advise import populate_read
@@ -33,20 +34,55 @@ class Job:
         self.done = threading.Event()
         self.read_bytes = 0
         self.left_bytes = sum(one.length for one in ranges)
-        self.cancelled = False
+        self.is_over = False
         self._ranges = ranges
+        self._lock = threading.Lock()
         # Each with its bytes that are not in memory; measured before anything is read, as readahead goes on.
         self._chunks: Iterator[tuple[Range, int]] | None = None
         self._measuring = False
         self._working = 0
 
+    def cancel(self) -> None:
+        """Bring no more in; what is under way is ended first, see ``done``."""
+        with self._lock:
+            self._finish()
+
+    def take(self) -> Callable[[], None] | None:
+        """What to do next, if there is something; whoever takes it calls `worked` when it is done."""
+        with self._lock:
+            work = None if self.is_over else self._next()
+            self._working += work is not None
+            return work
+
+    def worked(self) -> None:
+        """What was taken is done with, well or not."""
+        with self._lock:
+            self._working -= 1
+            self._settle()
+
+    def _next(self) -> Callable[[], None] | None:
+        if self._chunks is None:
+            first, self._measuring = not self._measuring, True
+            return self._measure if first else None
+        chunk, missing = next(self._chunks, (None, 0))
+        if chunk is None:
+            self._finish()
+            return None
+        self.read_bytes += missing
+        self.left_bytes -= chunk.length
+        return partial(bring_in, chunk)
+
     def _measure(self) -> None:
         pieces = [piece for one in self._ranges for piece in cut(one, CHUNK_BYTES)]
         self._chunks = iter([(piece, missing_bytes(piece)) for piece in pieces])
 
-    def cancel(self) -> None:
-        """Bring no more in; what is under way is ended first, see ``done``."""
-        self.cancelled = True
+    def _finish(self) -> None:
+        self.is_over = True
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.is_over and not self._working:
+            self.done.set()
 
 
 class Prefetcher:
@@ -70,9 +106,11 @@ class Prefetcher:
             if self._closed:
                 raise HandleClosed("prefetcher")
             self._jobs.append(job)
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-            if len(self._threads) < self._limit:
-                self._start()
+            self._start_another()
+            if not self._threads:
+                logger.warning("%s is not read ahead: no thread could be started", name)
+                self._jobs.remove(job)
+                job.cancel()
         return job
 
     def close(self) -> None:
@@ -89,60 +127,43 @@ class Prefetcher:
         if not getattr(self, "_closed", True):
             warnings.warn("unclosed prefetcher", ResourceWarning, stacklevel=1, source=self)
 
-    def _start(self) -> None:
+    def _start_another(self) -> None:
+        if len(self._threads) == self._limit:
+            return
         thread = threading.Thread(target=self._work, name="shardload-prefetch", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the process may have no more of them
+            logger.debug("reading ahead goes on with %d threads: %s", len(self._threads), error)
+        else:
+            self._threads.append(thread)
 
     def _work(self) -> None:
         current().yield_to_others()
-        taken = self._next()
-        while taken is not None:
-            job, chunk = taken
+        while (taken := self._next()) is not None:
+            job, work = taken
             try:
-                if chunk is None:
-                    job._measure()
-                else:
-                    bring_in(chunk)
-            except OSError as error:
-                logger.warning("reading %s ahead failed: %s", job.name, error)
+                work()
+            except Exception as error:
+                logger.warning(
+                    "reading %s ahead failed: %s", job.name, error, exc_info=not isinstance(error, OSError)
+                )
                 job.cancel()
-            taken = self._next(job)
+            finally:
+                job.worked()
 
-    def _next(self, ended: Job | None = None) -> tuple[Job, Range | None] | None:
-        """What to do after something that ended: bring a chunk in, or measure a job; None ends the thread."""
+    def _next(self) -> tuple[Job, Callable[[], None]] | None:
+        """Some work, and whose it is; None ends the thread."""
         with self._lock:
-            if ended is not None:
-                ended._working -= 1
-                self._settle(ended)
-            # Whoever waits for the end of a cancelled one waits for no other job.
-            for job in [job for job in self._jobs if job.cancelled]:
-                self._settle(job)
             for job in sorted(self._jobs, key=lambda job: job.left_bytes):
-                chunk = None
-                if job._chunks is not None and not job.cancelled:
-                    chunk, missing = next(job._chunks, (None, 0))
-                    job.read_bytes += missing
-                    job.left_bytes -= chunk.length if chunk is not None else 0
-                elif not job._measuring and not job.cancelled:
-                    job._measuring = True
-                elif not job.cancelled:
-                    continue  # it is being measured
-                if job.cancelled or (job._chunks is not None and chunk is None):
-                    self._settle(job, empty=True)
-                    continue
-                job._working += 1
-                if len(self._threads) < self._limit:
-                    self._start()
-                return job, chunk
+                work = job.take()
+                if job.is_over:
+                    self._jobs.remove(job)
+                if work is not None:
+                    self._start_another()
+                    return job, work
             self._threads.remove(threading.current_thread())
             return None
-
-    def _settle(self, job: Job, *, empty: bool = False) -> None:
-        if job in self._jobs and (empty or job.cancelled):
-            self._jobs.remove(job)
-        if job not in self._jobs and not job._working:
-            job.done.set()
 
 
 def bring_in(place: Range) -> None:

@@ -54,6 +54,21 @@ def test_linux_populates_by_hand_where_the_kernel_cannot(
         linux.populate_read(mapped_file.address, mapped_file.length)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 10), (-5, 10), (10, 10), (15, 15)])
+def test_linux_makes_no_thread_more_urgent(monkeypatch: pytest.MonkeyPatch, before: int, after: int) -> None:
+    niceness = [before]
+    monkeypatch.setattr(os, "getpriority", lambda which, who: niceness[-1])
+    monkeypatch.setattr(os, "setpriority", lambda which, who, value: niceness.append(value))
+    linux.yield_to_others()
+    assert niceness[-1] == after
+
+
+def test_linux_goes_on_where_urgency_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpriority", lambda which, who: 0)
+    monkeypatch.setattr(os, "setpriority", failing(errno.EPERM))
+    linux.yield_to_others()
+
+
 def mincore(address: int, length: int, vector: bytearray) -> None:
     """Every page is in memory, and other bits say other things."""
     vector[:] = b"\3" * (length // PAGE_BYTES)

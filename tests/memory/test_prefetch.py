@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -119,8 +120,7 @@ def test_a_cancelled_job_waits_for_no_other_one(monkeypatch: pytest.MonkeyPatch)
     disk.wait_for(1)
     behind = prefetcher.bring(chunks(50, 100), name="behind")
     behind.cancel()
-    disk.let_go(1)
-    assert behind.done.wait(SECONDS)
+    assert behind.done.is_set()
     assert not first.done.is_set()
     disk.let_go()
     assert first.done.wait(SECONDS)
@@ -164,6 +164,63 @@ def test_failures_are_told_and_end_the_job(
         assert job.done.wait(SECONDS)
     assert "model.gguf" in caplog.text
     assert "the disk is gone" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["bring_in", "missing_bytes"])
+def test_whatever_fails_strands_no_job(
+    monkeypatch: pytest.MonkeyPatch,
+    prefetcher: Prefetcher,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+) -> None:
+    def fail(place: Range) -> int:
+        raise MemoryError("no room for a list")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefetch, "missing_bytes", lambda place: 0)
+        patch.setattr(prefetch, where, fail)
+        with caplog.at_level(logging.WARNING, "shardload.memory"):
+            assert prefetcher.bring(chunks(0, 3), name="model.gguf").done.wait(SECONDS)
+    assert "no room for a list" in caplog.text
+    Disk(monkeypatch, held_up=False)
+    assert prefetcher.bring(chunks(0, 3), name="the next").done.wait(SECONDS)
+
+
+class Threads:
+    """Lets so many threads of the prefetcher begin, and refuses more as a limit of the system does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.left = most
+        self._start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: self.start(thread))
+
+    def start(self, thread: threading.Thread) -> None:
+        if thread.name == "shardload-prefetch":
+            if not self.left:
+                raise RuntimeError("can't start new thread")
+            self.left -= 1
+        self._start(thread)
+
+
+def test_one_thread_does_what_others_cannot_be_started_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, _ = Disk(monkeypatch, held_up=False), Threads(monkeypatch, 1)
+    with closing(Prefetcher()) as prefetcher:
+        assert prefetcher.bring(chunks(0, 3), name="model").done.wait(SECONDS)
+    assert disk.chunks == [0, 1, 2]
+
+
+def test_without_any_thread_nobody_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk, threads = Disk(monkeypatch, held_up=False), Threads(monkeypatch, 0)
+    with closing(Prefetcher()) as prefetcher:
+        with caplog.at_level(logging.WARNING, "shardload.memory"):
+            assert prefetcher.bring(chunks(0, 3), name="model.gguf").done.is_set()
+        assert "model.gguf" in caplog.text
+        assert disk.chunks == []
+        threads.left = 1
+        assert prefetcher.bring(chunks(7, 1), name="the next").done.wait(SECONDS)
+        assert disk.chunks == [7]
 
 
 def test_computing_comes_first(monkeypatch: pytest.MonkeyPatch, prefetcher: Prefetcher) -> None:
