@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardload import memory
@@ -35,8 +36,8 @@ class Loading:
     data_starts: dict[int, int] = field(default_factory=dict)
     """Where the first tensor of each of the model's own files is mapped, by where the file is mapped."""
     _plain_buffer: int = 0
-    _others: dict[str, MappedFile | None] = field(default_factory=dict)
-    """Files that tensors were found in, by path; None for one that could not be mapped."""
+    _others: dict[tuple[Path, FileIdentity | None], MappedFile | None] = field(default_factory=dict)
+    """Files that tensors were found in, by what they must be; None for one that could not be mapped."""
 
     def map_file(self, descriptor: int, length: int) -> int | None:
         """Hand out the process's own mapping of a file."""
@@ -131,11 +132,11 @@ class Loading:
         return self._map(place) if place is not None and place.nbytes == packing.private.length else None
 
     def _map(self, place: FilePlace) -> Range | None:
-        path = str(place.path)
-        if path not in self._others:
-            self._others[path] = file = _mapped(place)
+        wanted = place.path, place.identity
+        if wanted not in self._others:
+            self._others[wanted] = file = _mapped(place)
             self.files += [file] if file is not None else []
-        file = self._others[path]
+        file = self._others[wanted]
         if file is None or place.offset + place.nbytes > file.length:
             return None
         return Range(file.address + place.offset, place.nbytes)

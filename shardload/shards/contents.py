@@ -144,12 +144,13 @@ class Contents:
         found: dict[str, FilePlace] = {}
         for digest in digests:
             for place in index.get(digest, ()):
-                path = place.record.path
-                if path not in unchanged:
-                    unchanged[path] = _unchanged(place.record)
-                if unchanged[path]:
-                    identity = FileIdentity.parse(place.record.file)
-                    found[digest] = FilePlace(Path(path), place.offset, place.nbytes, identity)
+                record = place.record
+                # By file and not by path: there are records of what was at the same path before as well.
+                if record.file not in unchanged:
+                    unchanged[record.file] = _unchanged(record)
+                if unchanged[record.file]:
+                    identity = FileIdentity.parse(record.file)
+                    found[digest] = FilePlace(Path(record.path), place.offset, place.nbytes, identity)
                     break
         return found
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,18 @@ def test_a_place_beyond_the_files_end_is_none(tmp_path: Path) -> None:
     assert len(loading.files) == 1
     loading.release()
     assert loading_module._mapped(FilePlace(tmp_path / "absent", 0, 1)) is None
+
+
+def test_a_file_lends_as_what_it_is_only(tmp_path: Path) -> None:
+    path, loading = tmp_path / "file", Loading(None)
+    path.write_bytes(bytes(100))
+    now = FileIdentity.of(path)
+    before = replace(now, inode=now.inode + 1)
+    assert isinstance(loading._map(FilePlace(path, 0, 50, now)), Range)
+    assert loading._map(FilePlace(path, 0, 50, before)) is None
+    assert isinstance(loading._map(FilePlace(path, 50, 50, now)), Range)
+    assert len(loading.files) == 1
+    loading.release()
 
 
 def test_layers_on_another_device_take_the_ordinary_way(path: Path, pantry: Pantry) -> None:

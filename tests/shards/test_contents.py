@@ -182,6 +182,23 @@ def test_the_longest_known_file_lends_first(
     assert contents.lenders([found[NAMES[0]]])[found[NAMES[0]]].path == paths[2]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_was_at_a_files_path_before_lends_nothing(
+    tmp_path: Path, contents: Contents, order: int
+) -> None:
+    path, found = tmp_path / "a.gguf", []
+    for changed in (NAMES[0], NAMES[1]):
+        write(tmp_path / "fresh.gguf", changed=changed)
+        os.replace(tmp_path / "fresh.gguf", path)
+        with GGUFFile(path) as file:
+            remembered = contents.remember(file)
+            assert remembered is not None
+            found.append(remembered)
+    old, new = found[0][NAMES[0]], found[1][NAMES[0]]
+    lenders = contents.lenders([new, old][::order])
+    assert {digest: place.identity for digest, place in lenders.items()} == {new: FileIdentity.of(path)}
+
+
 def test_what_another_process_learns_is_seen(tmp_path: Path, contents: Contents) -> None:
     assert contents.lenders(["d"]) == {}
     with GGUFFile(write(tmp_path / "a.gguf")) as file:
