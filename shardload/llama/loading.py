@@ -65,7 +65,7 @@ class Loading:
         if not self._note_own(source) or not extra:
             return False  # made up by llama.cpp, or copied as it is
         private = Range(data, tensor.copied_bytes)
-        packing = Packing(tensor.buffer_type, private, None, buffer, extra)
+        packing = Packing(tensor.buffer_type, Range(source, tensor.nbytes), private, None, buffer, extra)
         placed = self._placed(tensor, source, packing)
         packing.place = self._packed(placed, packing)
         if packing.place is None and self.packs:

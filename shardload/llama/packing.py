@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -158,8 +159,7 @@ def pack(
     if model.is_stored or stops():
         return 0  # what is stored was found by its digest: the file's contents are known
     with GGUFFile.open(model.path) as file:
-        if not model.is_of(file.statuses):
-            logger.warning("%s was replaced while it is open: it is not packed", model.path)
+        if not _is_of(model, file.statuses):
             return 0
         digests = pantry.digests_of(file, lambda done, total: progress("reading", done, total), stops)
     if digests is None:
@@ -170,15 +170,22 @@ def pack(
     for group in _groups(tensors):
         moves = _Moves(model, pantry, digests)
         try:
-            moves.store_all(group, stops)
+            goes_on = moves.store_all(group, stops)
         finally:
             if moved_now := moves.carry_out():
                 moved_bytes += moved_now
                 moved()
                 progress("packing", moved_bytes, total)
-        if stops():
+        if not goes_on:
             break
     return moved_bytes
+
+
+def _is_of(model: Model, statuses: Iterable[os.stat_result]) -> bool:
+    if model.is_of(statuses):
+        return True
+    logger.warning("%s was replaced while it is open: it is not packed", model.path)
+    return False
 
 
 def _groups(tensors: Sequence[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
@@ -199,28 +206,30 @@ class _Moves:
         self._model, self._pantry, self._digests = model, pantry, digests
         self._moves: list[tuple[PlacedTensor, Range]] = []
 
-    def store_all(self, group: Iterable[PlacedTensor], stops: Callable[[], bool]) -> None:
-        """Write their packed bytes where they are not there yet, until ``stops`` says so."""
-        for placed in group:
-            if stops():
-                return
-            self._store(placed)
+    def store_all(self, group: Iterable[PlacedTensor], stops: Callable[[], bool]) -> bool:
+        """Write their packed bytes where they are not there yet; False if ``stops`` or the file ended it."""
+        return all(
+            not stops() and (placed.packing is None or self._store(placed, placed.packing))
+            for placed in group
+        )
 
-    def _store(self, placed: PlacedTensor) -> None:
-        packing = placed.packing
-        if packing is None:
-            return
+    def _store(self, placed: PlacedTensor, packing: Packing) -> bool:
+        """Write one; False where the file has changed, so that nobody knows what was packed."""
         key = self._pantry.key(self._digests[placed.name], placed.type_name, placed.ne, packing.buffer_type)
-        if packing.place is None:
-            placed.pack()
+        is_private = packing.is_private
         try:
+            if not is_private:
+                placed.pack()
+                if not _is_of(self._model, map(os.stat, self._model.paths)):
+                    return False
             file = self._mapped(key, packing)
         finally:
-            if packing.place is None:
+            if not is_private:
                 memory.discard(packing.private)
         if file is not None:
             self._model.keep_mapped(file)
             self._moves.append((placed, Range(file.address, file.length)))
+        return True
 
     def carry_out(self) -> int:
         """Read what was written from the store, and give private memory back; bytes as files have them."""

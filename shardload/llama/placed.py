@@ -18,6 +18,8 @@ class Packing:
 
     buffer_type: str
     """Its name."""
+    source: Range
+    """What they are made from: the bytes in the model's own file, wherever those are read for steps."""
     private: Range
     """Where llama.cpp keeps, or would keep, the packed bytes in memory of its own."""
     place: Range | None
@@ -66,7 +68,8 @@ class PlacedTensor:
         packing = self.packing
         if packing is not None:
             own = self.tensor.elsewhere(packing.private.address, packing.buffer, packing.extra)
-            own.copy_from(self.file.address, self.file.length)
+            # Never from a file that lends: it is stored as what the model's own file is known to contain.
+            own.copy_from(packing.source.address, packing.source.length)
 
 
 class Layouts:

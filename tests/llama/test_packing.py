@@ -17,6 +17,7 @@ from packable import (
     SIZE,
     Size,
     fine_tune,
+    learn,
     linux_only,
     open_pantry,
     open_shelved,
@@ -30,9 +31,11 @@ from packable import (
 
 from shardload import memory
 from shardload.errors import NotGGUF, StoreFull, StoreUnavailable
+from shardload.gguf import GGUFFile
 from shardload.llama.packing import pack
+from shardload.llama.placed import PlacedTensor
 from shardload.shards.objects import Objects
-from shardload.shards.pantry import Pantry
+from shardload.shards.pantry import LEAST_LENT_BYTES, Pantry
 
 pytestmark = linux_only
 
@@ -154,6 +157,52 @@ def test_a_file_that_was_replaced_since_the_open_is_not_packed(
         assert say(model) == expected
     assert pantry.store.entries() == []
     assert "was replaced" in caplog.text
+
+
+def edit_in_place(path: Path) -> None:
+    """Change the weights of a file behind those who have it open."""
+    with GGUFFile.open(path) as file:
+        tensors = [tensor for tensor in file.tensors.values() if tensor.nbytes >= LEAST_LENT_BYTES]
+    with path.open("r+b") as opened:
+        for tensor in tensors:
+            opened.seek(tensor.offset)
+            data = opened.read(tensor.nbytes)
+            opened.seek(tensor.offset)
+            opened.write(data[::-1])
+
+
+def test_a_lender_that_is_edited_spoils_nothing_that_is_stored(pantry: Pantry, tmp_path: Path) -> None:
+    lender = small_model(tmp_path / "lender.gguf", "Q4_0")
+    path = fine_tune(tmp_path / "same.gguf", lender, change=0)
+    for one in (lender, path):
+        learn(one, pantry)
+    expected = said_by(path, PACKED)
+    with open_shelved(path, pantry, pack_at_once=False) as model:
+        assert any(p.packing is not None and p.file != p.packing.source for p in model.tensors), "it is lent"
+        edit_in_place(lender)
+        assert pack(model, pantry) > 0
+    with open_shelved(path, pantry) as model:
+        assert model.private_tensors == []
+        assert say(model) == expected
+
+
+def test_a_file_that_is_edited_while_it_is_packed_is_not_packed(
+    path: Path, pantry: Pantry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn(path, pantry)
+    write = PlacedTensor.pack
+    edits = iter([edit_in_place])
+
+    def edit_first(placed: PlacedTensor) -> None:
+        for edit in edits:
+            edit(path)
+        write(placed)
+
+    with open_shelved(path, pantry, pack_at_once=False) as model:
+        monkeypatch.setattr(PlacedTensor, "pack", edit_first)
+        assert pack(model, pantry) == 0
+    assert pantry.store.entries() == []
+    assert caplog.text.count("was replaced") == 1
 
 
 def test_a_file_that_is_gone_is_not_packed(path: Path, pantry: Pantry) -> None:

@@ -35,7 +35,7 @@ def placed(
     tensor: Any = Record()
     file, private = Range(1000 * number, 100), Range(1000 * number + 200, 100)
     place = Range(1000 * number + 400, 100) if stored else private
-    packing = Packing("CPU_REPACK", private, place, PACKED, KERNELS) if packed else None
+    packing = Packing("CPU_REPACK", file, private, place, PACKED, KERNELS) if packed else None
     return PlacedTensor(tensor, f"t{number}", "q4_K", 12, (256,), file, packing, plain_buffer)
 
 
