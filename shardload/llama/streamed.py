@@ -65,7 +65,7 @@ class StreamedWeights:
         if cursor is not None:
             cursor.begin("prompt" if tokens > 1 else "answer")
         try:
-            self._streamer.begin(lambda: cursor.progress if cursor is not None else None)
+            step = self._streamer.begin(lambda: cursor.progress if cursor is not None else None)
         except HandleClosed:  # just now: another one has its place, or none
             yield
             return
@@ -74,7 +74,7 @@ class StreamedWeights:
             if cursor is not None:
                 cursor.end()
         finally:
-            self._streamer.end()
+            self._streamer.end(step)
 
 
 def layers_of(shards: Iterable[ShardPlaces], *, tied: bool) -> list[list[ShardPlaces]]:

@@ -32,8 +32,9 @@ Progress = Callable[[], float | None]
 class StreamStats:
     """Totals since the streamer was made.
 
-    ``read_bytes`` came into memory, whoever asked for them; those of streamed parts are counted as they
-    leave. ``waited_seconds`` is how long the computation was where nothing had been read yet: an estimate.
+    Steps that run side by side share a pass. ``read_bytes`` came into memory, whoever asked for them; those
+    of streamed parts are counted as they leave. ``waited_seconds`` is how long the computation was where
+    nothing had been read yet: an estimate.
     """
 
     passes: int = 0
@@ -57,6 +58,20 @@ def hold_bytes_within(
     return hold_within(layers, limit_bytes, window_bytes, 1 + BEHIND_LAYERS)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A step that runs: it goes over the layers from the beginning of a pass on."""
+
+    first: int
+    """The passes that were done before."""
+    progress: Progress
+
+    @property
+    def passes(self) -> float | None:
+        """How many passes of its own are done; None while that is unknown."""
+        return self.progress()
+
+
 class Streamer:
     """Keeps the held parts of layers in memory and moves a window over the rest, ahead of the computation.
 
@@ -68,8 +83,10 @@ class Streamer:
     The ranges are mapped, once in this process, until `close()` has returned. ``shares`` are the parts of
     a pass that each layer takes; without them all take the same. ``rare`` are ranges, among those of each
     layer, that a step may not need, as experts: they are held as the others and dropped as the others, and
-    what is not held of them is left to the computation to read. `begin` and `end` are called by the thread
-    that computes; every other method on any thread.
+    what is not held of them is left to the computation to read.
+
+    Contexts of one model compute side by side: what one of their steps has read serves the others, and what
+    the slowest is at is what reading and dropping go by. Every method may be called on any thread.
     """
 
     def __init__(
@@ -88,8 +105,7 @@ class Streamer:
         self._window_bytes = window_bytes
         self._changed = threading.Condition()
         self._closed = self._polling = False
-        self._passes = 0
-        self._progress: Progress | None = None
+        self._steps: list[Step] = []
         self._looked_at = time.monotonic()
         self._totals = StreamStats()
         self._divide(hold_bytes)
@@ -117,21 +133,28 @@ class Streamer:
         with self._changed:
             return self._course.pass_bytes
 
-    def begin(self, progress: Progress) -> None:
-        """A step begins; ``progress`` says how many passes over the layers are done, None while unknown.
+    def begin(self, progress: Progress) -> Step:
+        """A step begins; ``progress`` says how many passes over the layers it has done, None while unknown.
 
-        It is called on the streamer's threads until `end()` has returned.
+        It is asked on any thread that calls a method here, and on the streamer's own, until `end()`.
         """
         with self._changed:
             self._check_open()
-            self._finish_step()
-            self._progress, self._looked_at = progress, time.monotonic()
+            step = Step(self._totals.passes, progress)
+            self._steps.append(step)
+            self._looked_at = time.monotonic()
             self._changed.notify_all()
+            return step
 
-    def end(self) -> None:
-        """The step is computed, or given up: then its progress is less than half a pass."""
+    def end(self, step: Step) -> None:
+        """A step is computed, or given up: then its progress is less than half a pass."""
         with self._changed:
-            self._finish_step()
+            if step not in self._steps:  # closed meanwhile
+                return
+            self._steps.remove(step)
+            done = step.passes
+            passes = step.first + (1 if done is None else int(done + 0.5))
+            self._totals = replace(self._totals, passes=max(passes, self._totals.passes))
             self._changed.notify_all()
 
     def resize(self, hold_bytes: int) -> None:
@@ -144,7 +167,8 @@ class Streamer:
     def close(self) -> None:
         """Read and drop no more, and wait for what is under way. What is in memory stays."""
         with self._changed:
-            self._closed, self._progress = True, None
+            self._closed = True
+            self._steps.clear()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -153,16 +177,9 @@ class Streamer:
         if self._closed:
             raise HandleClosed("streamer")
 
-    def _finish_step(self) -> None:
-        if self._progress is not None:
-            done = self._progress()
-            passes = 1 if done is None else int(done + 0.5)
-            self._passes += passes
-            self._totals = replace(self._totals, passes=self._totals.passes + passes)
-            self._progress = None
-
     def _at(self) -> float:
-        return self._passes + ((self._progress() or 0.0) if self._progress else 0.0)
+        places = (step.first + (step.passes or 0.0) for step in self._steps)
+        return min(places, default=float(self._totals.passes))
 
     def _divide(self, hold_bytes: int) -> None:
         at = self._at()
@@ -202,7 +219,7 @@ class Streamer:
         """What to do next, when there is something; None ends the thread."""
         with self._changed:
             while not self._closed:
-                at, running = self._at(), self._progress is not None
+                at, running = self._at(), bool(self._steps)
                 self._look(at, running)
                 task = self._surplus.popleft() if self._surplus else self._course.next(at, running=running)
                 if task is not None:

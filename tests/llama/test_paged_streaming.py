@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from packable import (
     LARGE,
     MIXTURE,
     PACKED,
+    PROMPT,
     Said,
     linux_only,
     open_shelved,
@@ -21,7 +24,10 @@ from packable import (
     speaking,
 )
 from paged_models import packed_bytes, paged, read_all, resident, shared_bytes, total, write_out
+from turned_lane import TurnedLane
 
+from shardload.engine import Lane, scheduler
+from shardload.engine import lane as lane_module
 from shardload.engine.runner import Run
 from shardload.llama import Context, ContextParams, Model
 from shardload.llama.packing import pack
@@ -123,6 +129,53 @@ def test_what_is_packed_while_it_streams_is_streamed_from_the_store(path: Path, 
         assert weights.streams
         assert weights._streamer is not first
         assert say(model) == expected
+
+
+def test_contexts_that_step_side_by_side_share_what_is_read(
+    stored: tuple[Model, PagedWeights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that differ in the size of their context only have one of their own each, on the same weights."""
+    model, weights = stored
+    turns: list[int] = []
+    both, one_has_ended = threading.Barrier(2), threading.Semaphore(0)
+
+    def noted(ready: Any) -> Any:
+        turn = scheduler.next_turn(ready)
+        turns.append(len(turn))
+        return turn
+
+    @contextmanager
+    def step(tokens: int, cursor: Any) -> Iterator[None]:
+        is_first = True
+        with real(tokens, cursor):
+            if turns[-1] == 2:
+                is_first = both.wait(SECONDS) == 0
+                assert is_first or one_has_ended.acquire(timeout=SECONDS)
+            yield
+        if turns[-1] == 2 and is_first:
+            one_has_ended.release()
+
+    monkeypatch.setattr(lane_module, "next_turn", noted)
+    monkeypatch.setattr(scheduler, "PAIRED_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "PAIRED_STEP_RATIO", 1e9)
+    expected = say(model, tokens=8).tokens
+    weights.set_limit(total(weights) // 2)
+    real = weights.step
+    monkeypatch.setattr(weights, "step", step)
+    lane = Lane(clock=itertools.count().__next__)  # turns are about as long as each other
+    bench = TurnedLane(lane)
+    with ExitStack() as contexts:
+        engines = []
+        for size in (128, 256):
+            params = ContextParams(ctx_tokens=size, threads=2, threads_batch=2)
+            engines.append(bench.attach(contexts.enter_context(Context(model, params)), name=str(size)))
+        readers = [bench.submit(engine, PROMPT, max_tokens=8) for engine in engines]
+        bench.run()
+        assert 2 in turns
+        assert weights._streamer is not None
+        assert weights._streamer.stats.passes == len(turns)
+        assert [tuple(reader.tokens) for reader in readers] == [expected] * 2
+        lane.close()
 
 
 def test_limits_that_change_while_steps_are_computed(stored: tuple[Model, PagedWeights]) -> None:

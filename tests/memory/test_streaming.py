@@ -56,11 +56,11 @@ class Memory:
         """Go through all pages in order, each when it is in memory: what reading ahead is for."""
         for _ in range(steps):
             self.at = 0.0
-            streamer.begin(lambda: self.at)
+            step = streamer.begin(lambda: self.at)
             for page in range(WHOLE):
                 self.until(lambda page=page: page in self.resident)
                 self.at = (page + 1) / WHOLE
-            streamer.end()
+            streamer.end(step)
 
     def _pages(self, place: Range) -> set[int]:
         return set(range(place.address // PAGE_BYTES, place.end // PAGE_BYTES))
@@ -139,13 +139,13 @@ def test_resizing_in_the_middle_of_a_step(memory: Memory, new_streamer: Callable
     streamer = new_streamer(64)
     for pages in (32, 0, 100, 64):
         memory.at = 0.0
-        streamer.begin(lambda: memory.at)
+        step = streamer.begin(lambda: memory.at)
         for page in range(WHOLE):
             if page == WHOLE // 2:
                 streamer.resize(pages * PAGE_BYTES)
             memory.until(lambda page=page: page in memory.resident)
             memory.at = (page + 1) / WHOLE
-        streamer.end()
+        streamer.end(step)
     memory.compute(streamer)
     memory.until(lambda: len(memory.resident) in (70, 71))
 
@@ -153,9 +153,9 @@ def test_resizing_in_the_middle_of_a_step(memory: Memory, new_streamer: Callable
 def test_a_step_that_is_given_up_is_no_pass(memory: Memory, new_streamer: Callable[..., Streamer]) -> None:
     streamer = new_streamer(64)
     memory.until(lambda: len(memory.resident) >= 6)
-    streamer.begin(lambda: 0.0)
-    streamer.end()
-    streamer.end()
+    step = streamer.begin(lambda: 0.0)
+    streamer.end(step)
+    streamer.end(step)
     assert streamer.stats.passes == 0
     memory.compute(streamer)
     assert streamer.stats.passes == 1
@@ -163,12 +163,48 @@ def test_a_step_that_is_given_up_is_no_pass(memory: Memory, new_streamer: Callab
 
 def test_a_step_of_several_passes(memory: Memory, new_streamer: Callable[..., Streamer]) -> None:
     streamer = new_streamer(64)
-    streamer.begin(lambda: memory.at)
+    step = streamer.begin(lambda: memory.at)
     for page in range(3 * WHOLE):
         memory.until(lambda page=page: page % WHOLE in memory.resident)
         memory.at = (page + 1) / WHOLE
-    streamer.end()
+    streamer.end(step)
     memory.until(lambda: len(memory.resident) in (70, 71))
+    assert streamer.stats.passes == 3
+
+
+def test_steps_side_by_side_share_a_pass(memory: Memory, new_streamer: Callable[..., Streamer]) -> None:
+    streamer = new_streamer(0)
+    for passes in (1, 2, 3):
+        at = [0.0, 0.0]
+        ahead = streamer.begin(lambda at=at: at[0])
+        behind = streamer.begin(lambda at=at: at[1])
+        for page in range(WHOLE):
+            memory.until(lambda page=page: page in memory.resident)
+            at[:] = (page + 1) / WHOLE, max(0, page - 3) / WHOLE
+        streamer.end(ahead)
+        for page in range(WHOLE - 4, WHOLE):
+            memory.until(lambda page=page: page in memory.resident)
+            at[1] = (page + 1) / WHOLE
+        streamer.end(behind)
+        assert streamer.stats.passes == passes
+        memory.until(lambda passes=passes: memory.evictions == passes * WHOLE)
+    memory.until(lambda: len(memory.resident) in (6, 7))
+    assert memory.reads - len(memory.resident) == 3 * WHOLE
+
+
+def test_the_slower_of_two_steps_finds_what_it_needs(
+    memory: Memory, new_streamer: Callable[..., Streamer]
+) -> None:
+    streamer = new_streamer(0)
+    slow = streamer.begin(lambda: memory.at)
+    for _ in range(2):  # each reads for itself what is too far ahead
+        streamer.end(streamer.begin(lambda: 1.0))
+    for page in range(WHOLE):
+        memory.until(lambda page=page: page in memory.resident)
+        memory.at = (page + 1) / WHOLE
+    streamer.end(slow)
+    assert streamer.stats.passes == 2
+    memory.compute(streamer)
     assert streamer.stats.passes == 3
 
 
@@ -176,11 +212,11 @@ def test_unknown_progress_reads_the_window_and_drops_in_the_end(
     memory: Memory, new_streamer: Callable[..., Streamer]
 ) -> None:
     streamer = new_streamer(64)
-    streamer.begin(lambda: None)
+    step = streamer.begin(lambda: None)
     memory.until(lambda: len(memory.resident) >= 6)
     with memory.changed:
         memory.resident = set(range(WHOLE))  # the computation has read the rest itself
-    streamer.end()
+    streamer.end(step)
     memory.until(lambda: len(memory.resident) in (70, 71))
     assert streamer.stats.passes == 1
 
@@ -221,16 +257,18 @@ def test_failures_are_told_and_the_next_pass_tries_again(
         memory.until(lambda: bool(memory.resident))
     assert "the disk is gone" in caplog.text
     for _ in range(2):
-        streamer.begin(lambda: 1.0)
-        streamer.end()
+        step = streamer.begin(lambda: 1.0)
+        streamer.end(step)
     memory.until(lambda: {0, 1} <= memory.resident)
 
 
 def test_closed(memory: Memory, new_streamer: Callable[..., Streamer]) -> None:
     streamer = new_streamer(64)
+    step = streamer.begin(lambda: 1.0)
     streamer.close()
     streamer.close()
-    streamer.end()
+    streamer.end(step)
+    assert streamer.stats.passes == 0
     with pytest.raises(HandleClosed):
         streamer.begin(lambda: 0.0)
     with pytest.raises(HandleClosed):
@@ -240,8 +278,8 @@ def test_closed(memory: Memory, new_streamer: Callable[..., Streamer]) -> None:
 
 def test_nothing_to_stream(new_streamer: Callable[..., Streamer]) -> None:
     streamer = Streamer([], 0)
-    streamer.begin(lambda: 0.5)
-    streamer.end()
+    step = streamer.begin(lambda: 0.5)
+    streamer.end(step)
     streamer.close()
 
 
@@ -252,10 +290,10 @@ def test_a_mapped_file(mapped_file: Any) -> None:
     try:
         for _ in range(3):
             at = [0.0]
-            streamer.begin(lambda at=at: at[0])
-            for step in range(1, 9):
-                at[0] = step / 8
-            streamer.end()
+            step = streamer.begin(lambda at=at: at[0])
+            for eighth in range(1, 9):
+                at[0] = eighth / 8
+            streamer.end(step)
     finally:
         streamer.close()
     assert streamer.stats.passes == 3
