@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shardload.llama")
 
+# By what files say, which may be any number.
+POOLINGS = {"0": "none", "1": "mean", "2": "cls", "3": "last", "4": "rank"}
 READ_AHEAD_BYTES = 16 * 2**20
 """More than systems read ahead of one who reads a header."""
 
@@ -123,13 +125,21 @@ class Model(Handle):
         self._users_lock = threading.Lock()
         self._users = 1
         self._weights = pointer
-        lib = llama.lib
         self.vocab = vocab or Vocab(
             llama,
-            lib.llama_model_get_vocab(pointer),
+            llama.lib.llama_model_get_vocab(pointer),
             check_open=lambda: self.weights,
             adds_space=self.metadata("tokenizer.ggml.add_space_prefix") != "false",
         )
+        try:
+            self._read_facts()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_facts(self) -> None:
+        llama, pointer = self.llama, self.pointer
+        lib = llama.lib
         self.n_vocab = self.vocab.n_tokens
         self.n_ctx_train = lib.llama_model_n_ctx_train(pointer)
         self.n_embd = lib.llama_model_n_embd(pointer)
@@ -144,9 +154,7 @@ class Model(Handle):
         lib.llama_model_desc(pointer, buffer, 256)
         self.description = text(llama.ffi, buffer)
         self.architecture = self.metadata("general.architecture") or ""
-        pooling = self.metadata(f"{self.architecture}.pooling_type")
-        names = ("none", "mean", "cls", "last", "rank")
-        self.pooling = names[int(pooling)] if pooling and pooling in "01234" else None
+        self.pooling = POOLINGS.get(self.metadata(f"{self.architecture}.pooling_type") or "")
 
     @property
     def unstored_tensors(self) -> list[PlacedTensor]:

@@ -14,13 +14,14 @@ import gguf
 import numpy as np
 import psutil
 import pytest
-from copied_gguf import split_model
+from copied_gguf import copy_model, split_model
 from tiny_gguf import write_llama
 
 from shardload import memory
 from shardload.engine.runner import Run
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama import Context, ContextParams, Model, ModelParams
+from shardload.memory.mapped import mapped_files
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lazy mapping is for Linux")
 
@@ -34,6 +35,34 @@ def test_facts_of_a_model(model: Model, llama_path: Path) -> None:
     assert model.pooling is None
     assert model.metadata("llama.block_count") == "2"
     assert model.metadata("no.such.key") is None
+
+
+@pytest.mark.parametrize(
+    ("number", "pooling"), [(0, "none"), (1, "mean"), (4, "rank"), (5, None), (12, None), (34, None)]
+)
+def test_pooling_is_what_the_file_says(
+    tmp_path: Path, llama_path: Path, number: int, pooling: str | None
+) -> None:
+    path = copy_model(
+        llama_path, tmp_path / "p.gguf", lambda writer: writer.add_uint32("llama.pooling_type", number)
+    )
+    with Model.open([path]) as model:
+        assert model.pooling == pooling
+
+
+def test_a_model_whose_facts_cannot_be_read_is_closed(
+    llama_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: Model, key: str) -> str | None:
+        raise MemoryError(key)
+
+    mapped = dict(mapped_files()._files)
+    monkeypatch.setattr(Model, "metadata", fail)
+    with pytest.raises(MemoryError) as caught:
+        Model.open([llama_path])
+    # What was raised still keeps the half of a model.
+    assert caught.value.__traceback__ is not None
+    assert mapped_files()._files == mapped
 
 
 @linux_only
