@@ -235,14 +235,14 @@ class _Moves:
         """Read what was written from the store, and give private memory back; bytes as files have them."""
         if not self._moves:
             return 0
-        unpacked = [placed for placed, _ in self._moves if placed.packing and placed.packing.place is None]
+        packings = [placed.packing for placed, _ in self._moves if placed.packing is not None]
+        read = [packing.source for packing in packings if packing.place is None]
         self._model.layouts.move(self._moves).wait()
-        for placed, _ in self._moves:
-            if placed.packing is not None:
-                memory.discard(placed.packing.private)
-        for placed in unpacked:
-            # What was read to be packed is in nobody's way where memory is short.
-            memory.page_out(placed.file.address, placed.file.length)
+        for packing in packings:
+            memory.discard(packing.private)
+        for source in read:
+            # It was read to be packed, and must be in nobody's way where memory is short.
+            memory.page_out(source.address, source.length)
         return sum(placed.file.length for placed, _ in self._moves)
 
     def _mapped(self, key: PackedKey, packing: Packing) -> MappedFile | None:

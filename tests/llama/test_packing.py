@@ -34,6 +34,7 @@ from shardload.errors import NotGGUF, StoreFull, StoreUnavailable
 from shardload.gguf import GGUFFile
 from shardload.llama.packing import pack
 from shardload.llama.placed import PlacedTensor
+from shardload.memory import Range
 from shardload.shards.objects import Objects
 from shardload.shards.pantry import LEAST_LENT_BYTES, Pantry
 
@@ -95,6 +96,24 @@ def test_private_memory_is_given_back(pantry: Pantry, tmp_path: Path) -> None:
         memory.trim_heap()
         given_back = before - memory.process_memory().anonymous_bytes
         assert given_back > private_bytes // 2
+
+
+def test_the_pages_that_leave_after_packing_are_the_models_own(
+    pantry: Pantry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lender = small_model(tmp_path / "lender.gguf", "Q4_0")
+    path = fine_tune(tmp_path / "same.gguf", lender, change=0)
+    for one in (lender, path):
+        learn(one, pantry)
+    left: list[Range] = []
+    monkeypatch.setattr(memory, "page_out", lambda address, length: left.append(Range(address, length)))
+    with open_shelved(path, pantry, pack_at_once=False) as model:
+        lent = {p.file for p in model.tensors if p.packing is not None and p.file != p.packing.source}
+        own = {p.packing.source for p in model.tensors if p.packing is not None}
+        pack(model, pantry)
+    assert lent
+    assert not lent & set(left)
+    assert set(left) == own
 
 
 def test_fine_tunes_find_what_the_first_one_packed(
