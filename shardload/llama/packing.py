@@ -105,16 +105,14 @@ class Packer:
         current().yield_to_others()
         types: set[str] = set()
         while (job := self._jobs.get()) is not None:
-            types.update(placed.type_name for placed in job.model.tensors if placed.packing is not None)
-            if job.begin():
-                self._work(job)
+            self._work(job, types)
             del job  # and with it the model
-            if self._choice is not None and self._jobs.empty():
-                self._choice.measure(types, is_busy=self._is_busy, stops=self._has_other_work)
+            self._measure(types)
 
-    def _work(self, job: PackingJob) -> None:
+    def _work(self, job: PackingJob, types: set[str]) -> None:
         try:
-            if self.pantry is not None:
+            types.update(placed.type_name for placed in job.model.tensors if placed.packing is not None)
+            if job.begin() and self.pantry is not None:
                 self._pack(job, self.pantry)
         except (ShardloadError, OSError, ValueError) as error:
             logger.warning("%s is not packed: %s", job.model.path, error)
@@ -122,6 +120,15 @@ class Packer:
             logger.exception("%s is not packed", job.model.path)
         finally:
             job.done.set()
+
+    def _measure(self, types: set[str]) -> None:
+        """Measure types while no model waits; what keeps it from that is no reason to pack no more."""
+        if self._choice is None or not self._jobs.empty():
+            return
+        try:
+            self._choice.measure(types, is_busy=self._is_busy, stops=self._has_other_work)
+        except Exception:
+            logger.exception("layouts are not measured")
 
     def _pack(self, job: PackingJob, pantry: Pantry) -> None:
         began = time.monotonic()

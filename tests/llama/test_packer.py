@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,49 @@ def test_an_error_of_one_model_leaves_the_others(
         assert packer.pack(model, nothing).done.wait(SECONDS)
         assert say(model) == said_by(path, PACKED)
     assert "is not packed" in caplog.text
+
+
+def test_nothing_that_goes_wrong_leaves_anybody_waiting(
+    path: Path,
+    packer: Packer,
+    pantry: Pantry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_: Any) -> None:
+        raise MemoryError("who would have thought")
+
+    with open_shelved(path, pantry) as model:
+        with monkeypatch.context() as patch:
+            patch.setattr(PackingJob, "begin", fail)
+            assert packer.pack(model, nothing).done.wait(SECONDS)
+        assert packer.pack(model, nothing).done.wait(SECONDS)
+        assert model.private_tensors == []
+    assert "is not packed" in caplog.text
+
+
+def test_models_are_packed_where_types_cannot_be_measured(
+    path: Path, pantry: Pantry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = threading.Semaphore(0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        failed.release()
+        raise MemoryError("who would have thought")
+
+    choice: Any = Choice()
+    choice.measure = fail
+    other = small_model(tmp_path / "other.gguf", "Q4_0")
+    with (
+        closing(Packer(pantry, choice, lambda: False)) as packer,
+        open_shelved(path, pantry) as model,
+        open_shelved(other, pantry) as second,
+    ):
+        for one in (model, second):
+            assert packer.pack(one, nothing).done.wait(SECONDS)
+            assert failed.acquire(timeout=SECONDS)
+            assert one.private_tensors == []
+    assert "are not measured" in caplog.text
 
 
 def test_models_are_not_kept_after_their_packing(path: Path, packer: Packer, pantry: Pantry) -> None:
