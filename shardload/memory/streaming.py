@@ -58,18 +58,25 @@ def hold_bytes_within(
     return hold_within(layers, limit_bytes, window_bytes, 1 + BEHIND_LAYERS)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """A step that runs: it goes over the layers from the beginning of a pass on."""
 
-    first: int
-    """The passes that were done before."""
-    progress: Progress
+    def __init__(self, first: int, progress: Progress) -> None:
+        self.first = first
+        """The passes that were done before."""
+        self._progress: Progress | None = progress
 
     @property
     def passes(self) -> float | None:
-        """How many passes of its own are done; None while that is unknown."""
-        return self.progress()
+        """How many passes of its own are done; None while that is unknown, or if asking for it has failed."""
+        if self._progress is None:
+            return None
+        try:
+            return self._progress()
+        except Exception:
+            logger.exception("a step is not followed any more while its weights are read")
+            self._progress = None
+            return None
 
 
 class Streamer:
@@ -208,8 +215,8 @@ class Streamer:
             course, what = task
             try:
                 self._perform(course, what)
-            except OSError as error:
-                logger.warning("streaming weights failed: %s", error)
+            except Exception as error:
+                logger.warning("streaming weights failed: %s", error, exc_info=not isinstance(error, OSError))
             finally:
                 if isinstance(what, Read):
                     with self._changed:

@@ -238,8 +238,9 @@ def test_waiting_is_counted(memory: Memory, new_streamer: Callable[..., Streamer
     assert streamer.stats.waited_seconds > 0
 
 
+@pytest.mark.parametrize("error", [OSError("the disk is gone"), MemoryError("the memory is gone")])
 def test_failures_are_told_and_the_next_pass_tries_again(
-    memory: Memory, new_streamer: Callable[..., Streamer], caplog: pytest.LogCaptureFixture
+    memory: Memory, new_streamer: Callable[..., Streamer], caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     failed = threading.Event()
     bring_in = memory.bring_in
@@ -247,7 +248,7 @@ def test_failures_are_told_and_the_next_pass_tries_again(
     def fail(place: Range) -> None:
         if not failed.is_set():
             failed.set()
-            raise OSError("the disk is gone")
+            raise error
         bring_in(place)
 
     streaming.bring_in = fail  # put back with the others
@@ -255,11 +256,33 @@ def test_failures_are_told_and_the_next_pass_tries_again(
         streamer = new_streamer(64, threads=1)
         assert failed.wait(SECONDS)
         memory.until(lambda: bool(memory.resident))
-    assert "the disk is gone" in caplog.text
+    assert str(error) in caplog.text
     for _ in range(2):
         step = streamer.begin(lambda: 1.0)
         streamer.end(step)
     memory.until(lambda: {0, 1} <= memory.resident)
+
+
+def test_a_step_that_cannot_tell_its_progress_is_not_followed(
+    memory: Memory, new_streamer: Callable[..., Streamer], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[int] = []
+    told = threading.Event()
+
+    def fail() -> float:
+        asked.append(threading.get_ident())
+        told.set()
+        raise RuntimeError("nobody knows")
+
+    streamer = new_streamer(0, threads=1)
+    with caplog.at_level(logging.ERROR, "shardload.memory"):
+        step = streamer.begin(fail)
+        assert told.wait(SECONDS)
+        streamer.end(step)
+    assert "nobody knows" in caplog.text
+    assert asked == [streamer._threads[0].ident]
+    memory.compute(streamer)
+    assert streamer.stats.passes == 2
 
 
 def test_closed(memory: Memory, new_streamer: Callable[..., Streamer]) -> None:
