@@ -152,7 +152,7 @@ class FakeOpener:
             KV_BYTES,
             COMPUTE_BYTES,
             self.layers.get(name, 0),
-            places if self.foresees_sharing else {},
+            (lambda: places) if self.foresees_sharing else dict,
         )
 
     async def open_weights(

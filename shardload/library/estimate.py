@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 from shardload.config import KvType
 from shardload.gguf import GGUFFile, MetadataArray
@@ -64,8 +64,16 @@ class Prediction:
     compute_bytes: int
     layer_bytes: int = 0
     """The part of the weights that must be in memory together for a step to go on."""
-    places: Mapping[Hashable, int] = field(default_factory=dict)
-    """Places of the weights that are known beforehand: those that open weights use already are shared."""
+    read_places: Callable[[], Mapping[Hashable, int]] = dict
+    """Quick; called on the event loop, for weights that are not open."""
+
+    @property
+    def places(self) -> Mapping[Hashable, int]:
+        """The places that the weights will share with open ones, as of now, and their bytes.
+
+        What is open changes while a request waits: nothing that was known earlier is kept.
+        """
+        return self.read_places()
 
     @property
     def context_bytes(self) -> int:

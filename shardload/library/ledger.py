@@ -4,7 +4,7 @@ An instance is a context on weights. It is *waiting* while requests want it and 
 *opening* from the moment that memory is promised to it, *open*, and *closing* until its memory is back;
 it is accounted for in the last three. It is *active* while it opens or is leased: then all of its weights
 count, or what they may have while they stream. Idle weights count with what of them is resident. Memory that
-several weights use counts once.
+several weights use counts once: of idle weights only what those that count whole do not use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shardload.library.holdings import (
 )
 from shardload.library.lease import OpenProgress
 from shardload.library.opener import InstanceHandle, Residency, WeightsHandle
-from shardload.library.sharing import Groups, groups, sharers, united_bytes
+from shardload.library.sharing import Groups, beside_bytes, groups, sharers, united_bytes
 
 
 class Ledger:
@@ -103,10 +103,12 @@ class Ledger:
         """What counts against the budget; as it would be with some weights active, within a limit."""
         total = sum(instance.private_bytes for instance in self.instances.values())
         whole: set[Weights] = set()
+        measured: list[Weights] = []
         for weights in self.weights.values():
             total += weights.private_bytes
             if weights.is_measured and weights is not active:
-                total += weights.resident_bytes + weights.second_bytes
+                total += weights.second_bytes
+                measured.append(weights)
                 continue
             limit = limit_bytes if weights is active else weights.limit_bytes
             total += weights.promised_second_bytes
@@ -116,6 +118,8 @@ class Ledger:
                 whole.add(weights)
             else:
                 total += weights.size_bytes
+        beside = beside_bytes(self.groups, whole, measured)
+        total += sum(_resident_bytes(weights, beside[weights]) for weights in measured)
         return total + united_bytes(self.groups, whole)
 
     def leaving_bytes(self) -> int:
@@ -144,23 +148,32 @@ class Ledger:
         if instance.state == "open":
             extra = instance.parked_bytes
         if weights is None:
-            least = prediction.weights_bytes if limit_bytes is None else limit_bytes
-            weights_bytes = min(prediction.weights_bytes - self._shared_bytes(prediction), least)
+            weights_bytes = prediction.weights_bytes
+            if limit_bytes is not None:
+                weights_bytes = min(weights_bytes, limit_bytes)
+            elif places := prediction.places:
+                weights_bytes = _rest_bytes(prediction, places) + self._added_bytes(places)
             return extra + weights_bytes + prediction.vocabulary_bytes
         if weights.active:
             limit_bytes = weights.limit_bytes
         return extra + self.used_bytes(weights, limit_bytes) - self.used_bytes()
 
-    def _shared_bytes(self, prediction: Prediction) -> int:
-        """What of weights that are not open yet counts already."""
-        if not prediction.places:
-            return 0
-        whole = [each for each in self.weights.values() if not each.is_measured and each.limit_bytes is None]
-        return sum(
-            nbytes
-            for place, nbytes in prediction.places.items()
-            if any(place in weights.places for weights in whole)
-        )
+    def _added_bytes(self, places: Mapping[Hashable, int]) -> int:
+        """What counts more when weights that are not open yet use places."""
+        measured = [weights for weights in self.weights.values() if weights.is_measured and weights.places]
+        whole = {
+            weights
+            for weights in self.weights.values()
+            if not weights.is_measured and weights.limit_bytes is None
+        }
+        new = dict(places)
+        for weights in whole:
+            _take(new, weights)
+        added = sum(new.values())
+        for weights, beside in beside_bytes(self.groups, whole, measured).items():
+            left = beside - sum(new[place] for place in new.keys() & weights.places.keys())
+            added -= _resident_bytes(weights, beside) - _resident_bytes(weights, left)
+        return added
 
     def fixed_bytes(self, instance: Instance) -> int:
         """What an active instance takes beside the mapped bytes of its weights."""
@@ -179,6 +192,7 @@ class Ledger:
         """What pinned models have in memory beside an instance; what they share with it is its own."""
         own = self.weights.get(beside.file)
         counted: set[Weights] = {own} if own else set()
+        foreseen = {} if own else dict(beside.prediction.places)
         found: dict[str, int] = {}
         for instance, name in pinned:
             if instance is beside or instance.weights is None:
@@ -189,6 +203,7 @@ class Ledger:
                 before = united_bytes(self.groups, counted)
                 counted.add(weights)
                 added = united_bytes(self.groups, counted) - before if weights.places else weights.size_bytes
+                added -= _take(foreseen, weights)
                 limit = weights.limit_bytes
                 found[name] += weights.private_bytes + (added if limit is None else min(added, limit))
         return found
@@ -270,7 +285,7 @@ class Ledger:
                 prediction.vocabulary_bytes,
                 prediction.layer_bytes,
                 limit_bytes=limit_bytes,
-                places=_all_places(prediction, key),
+                places=_all_places(prediction, prediction.places, key),
             )
             self.weights[key] = weights
             self._groups = None
@@ -358,9 +373,26 @@ class Ledger:
             self.instances.pop(instance.key, None)
 
 
-def _all_places(prediction: Prediction, key: FileKey) -> Mapping[Hashable, int]:
+def _all_places(
+    prediction: Prediction, places: Mapping[Hashable, int], key: FileKey
+) -> Mapping[Hashable, int]:
     """The places known beforehand, and one for the rest; none where none is known."""
-    if not prediction.places:
-        return {}
-    rest_bytes = prediction.weights_bytes - sum(prediction.places.values())
-    return {**prediction.places, ("rest", key): max(rest_bytes, 0)}
+    return {**places, ("rest", key): _rest_bytes(prediction, places)} if places else {}
+
+
+def _rest_bytes(prediction: Prediction, places: Mapping[Hashable, int]) -> int:
+    """What weights take beside the places known beforehand."""
+    return max(prediction.weights_bytes - sum(places.values()), 0)
+
+
+def _take(places: dict[Hashable, int], weights: Weights) -> int:
+    """Take out those that weights use; their bytes."""
+    return sum(places.pop(place) for place in places.keys() & weights.places.keys())
+
+
+def _resident_bytes(weights: Weights, beside_bytes: int) -> int:
+    """What measured weights count with, of which ``beside_bytes`` are used by none that counts whole.
+
+    Of what is resident, whatever finds no place there counts with those.
+    """
+    return min(weights.resident_bytes, beside_bytes) if weights.places else weights.resident_bytes

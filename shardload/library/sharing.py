@@ -32,6 +32,16 @@ def united_bytes(found: Groups[K], users: Collection[K]) -> int:
     return sum(nbytes for together, nbytes in found.items() if not together.isdisjoint(users))
 
 
+def beside_bytes(found: Groups[K], users: Collection[K], others: Collection[K]) -> dict[K, int]:
+    """What each of the others uses and none of the users does."""
+    beside = dict.fromkeys(others, 0)
+    for together, nbytes in found.items():
+        if together.isdisjoint(users):
+            for other in together & beside.keys():
+                beside[other] += nbytes
+    return beside
+
+
 def sharers(found: Groups[K], user: K) -> set[K]:
     """Who uses some of the same places."""
     return {other for together in found if user in together for other in together if other is not user}

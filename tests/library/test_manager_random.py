@@ -184,12 +184,15 @@ class Walk:
         assert library.opener.open_bytes == 0
 
 
-async def walk(folder: Path, steps: Sequence[tuple[str, str | float]], *, fixed_budget: bool) -> None:
+async def walk(
+    folder: Path, steps: Sequence[tuple[str, str | float]], *, fixed_budget: bool, foresees_sharing: bool
+) -> None:
     catalog = Catalog.from_config(parse_config(TEXT, folder / "x.toml"))
     clock = FakeClock()
     opener = FakeOpener(clock)
     opener.sizes |= {"huge": 2 * ONE_MODEL + KV_BYTES, "giant": 6 * ONE_MODEL}
     opener.seconds |= {"c": 80, "d": 200, "huge": 150}
+    opener.foresees_sharing = foresees_sharing
     opener.places |= {"twin": {"common": 80, "twin": 20}, "sister": {"common": 80, "sister": 20}}
     async with anyio.create_task_group() as tasks:
         manager = Manager(catalog, opener, budget_bytes=BUDGET_BYTES, clock=clock, queue_limit=3)
@@ -209,8 +212,9 @@ def test_any_order_of_events(fixed_budget: bool) -> None:
             write_model(folder / f"{model}.gguf")
 
         @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-        @given(st.lists(STEPS, max_size=40))
-        def check(steps: list[tuple[str, str | float]]) -> None:
-            anyio.run(partial(walk, folder, steps, fixed_budget=fixed_budget))
+        @given(st.lists(STEPS, max_size=40), st.booleans())
+        def check(steps: list[tuple[str, str | float]], foresees_sharing: bool) -> None:
+            options = {"fixed_budget": fixed_budget, "foresees_sharing": foresees_sharing}
+            anyio.run(partial(walk, folder, steps, **options))
 
         check()

@@ -30,6 +30,17 @@ async def test_shared_memory_counts_once(open_library: OpenLibrary) -> None:
         assert library.open_names == set("abcde")
 
 
+async def test_a_fine_tune_of_an_idle_model_sends_nobody_away(open_library: OpenLibrary) -> None:
+    async with open_library("abc", budget=2.6) as library:
+        library.opener.places |= {name: TWINS[name] for name in "ab"}
+        library.opener.foresees_sharing = True
+        for name in "acbabcab":
+            await library.use(name)
+        assert library.used_bytes == library.opener.open_bytes == 220 + 3 * (VOCABULARY_BYTES + CONTEXT_BYTES)
+        assert {move[1] for move in library.opener.moves} == {"bring back"}
+        assert library.open_names == set("abc")
+
+
 async def test_sharing_that_is_not_foreseen_counts_after_the_open(open_library: OpenLibrary) -> None:
     async with open_library("abc", budget=2) as library:
         library.opener.places |= {name: TWINS[name] for name in "abc"}

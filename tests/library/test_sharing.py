@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardload.library.sharing import groups, own_bytes, sharers, united_bytes
+from shardload.library.sharing import beside_bytes, groups, own_bytes, sharers, united_bytes
 
 PLACES = st.dictionaries(
     st.sampled_from("abcd"), st.sets(st.integers(0, 9)).map(lambda found: {each: each + 1 for each in found})
@@ -32,4 +32,6 @@ def test_every_place_counts_once(places: dict[str, dict[int, int]]) -> None:
     for index, user in enumerate(order):
         before = united_bytes(found, order[:index])
         assert own[user] == united_bytes(found, order[: index + 1]) - before
+        beside = beside_bytes(found, order[:index], [user, "nobody"])
+        assert beside == {user: own[user], "nobody": 0}
         assert united_bytes(found, [user]) == sum(places[user].values())
