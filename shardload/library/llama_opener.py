@@ -64,7 +64,7 @@ class LlamaOpener:
     def predict(self, entry: ModelEntry, kind: Use) -> Prediction:
         """What opening the entry will take."""
         batch_tokens = self._batch_tokens(entry, kind)
-        return predict(
+        prediction = predict(
             entry.memory,
             entry.ctx_tokens,
             slots_for(entry, kind),
@@ -72,6 +72,7 @@ class LlamaOpener:
             whole_batch=kind == "embed",
             kv_type=entry.kv_type,
         )
+        return replace(prediction, read_places=self._paging.foreseen(entry.paths))
 
     def give_up(self) -> None:
         """Abort the load that is running, and let later ones fail."""

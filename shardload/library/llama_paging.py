@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -38,6 +40,8 @@ class OpenModel:
         if choice is not None:
             self.paged.choose = choice.for_types(_packed_bytes_by_type(model))
         self.packing: PackingJob | None = None
+        self.contents: dict[str, memory.Range] | None = None
+        """What other models will find in memory if they open now, by digest; None while not known."""
         self._weights = self._whole()
 
     def refresh(self) -> None:
@@ -88,6 +92,9 @@ class LlamaPaging:
         self._prefetcher = Prefetcher()
         self._packer = Packer(pantry, choice, is_busy)
         self._open: dict[Model, OpenModel] = {}
+        self._publishing = threading.Lock()
+        self._contents: dict[str, memory.Range] = {}
+        """Those of all open models; replaced and never changed, for it is read on any thread."""
 
     def opened(self, name: str, model: Model, heap_bytes: int, limit_bytes: int | None = None) -> OpenModel:
         """Mind the pages of a model that was opened, for ``heap_bytes`` of private memory in all.
@@ -98,12 +105,13 @@ class LlamaPaging:
         found = OpenModel(name, model, heap_bytes, self._prefetcher, self._choice)
         self._open[model] = found
         try:
+            self._publish()
             if limit_bytes is not None:
                 found.paged.set_limit(limit_bytes)
             if found.paged.packed:
                 model.drop_read_ahead()
             if model.tensors:
-                found.packing = self._packer.pack(model, found.refresh)
+                found.packing = self._packer.pack(model, lambda: self._moved(found))
         except BaseException:
             self.closing(model)
             raise
@@ -113,6 +121,7 @@ class LlamaPaging:
         """Mind a model no longer; it is about to be closed."""
         found = self._open.pop(model, None)
         if found is not None:
+            self._publish()
             found.close()
 
     def measure(self, models: Sequence[Model]) -> list[Residency | None]:
@@ -150,10 +159,43 @@ class LlamaPaging:
         """What there is packed for a model that is about to be opened."""
         return self.pantry.shelf(paths) if self.pantry is not None else None
 
+    def foreseen(self, paths: Sequence[Path]) -> Callable[[], dict[Hashable, int]]:
+        """Tells the places that a model would share with those that are open, were it opened now.
+
+        On any thread. The first to ask reads a small file for each part, where anything is open.
+        """
+        known = frozenset[str]()
+
+        def places() -> dict[Hashable, int]:
+            nonlocal known
+            contents = self._contents
+            if contents and not known and self.pantry is not None:
+                known = self.pantry.known(paths)
+            return {contents[digest]: contents[digest].length for digest in known & contents.keys()}
+
+        return places
+
     def close(self) -> None:
         """End all reading and packing in the background; idempotent."""
         self._packer.close()
         self._prefetcher.close()
+
+    def _moved(self, open_model: OpenModel) -> None:
+        """Take note of tensors that were packed; on the packer's thread."""
+        open_model.refresh()
+        with self._publishing:
+            open_model.contents = None
+        self._publish()
+
+    def _publish(self) -> None:
+        """Tell predictions what there is to share."""
+        with self._publishing:
+            contents: dict[str, memory.Range] = {}
+            for found in tuple(self._open.values()):
+                if found.contents is None and self.pantry is not None:
+                    found.contents = _contents(found, self.pantry)
+                contents |= found.contents or {}
+            self._contents = contents
 
     def _measure(self, open_model: OpenModel, seen: list[memory.Range]) -> Residency | None:
         paged = open_model.paged
@@ -190,6 +232,39 @@ class LlamaPaging:
                 for place in open_model.paged.working.keys() & other.paged.working.keys():
                     found.setdefault(place, []).append(other.name)
         return dict(sorted(found.items(), key=lambda item: item[0].address))
+
+
+def _contents(open_model: OpenModel, pantry: Pantry) -> dict[str, memory.Range] | None:
+    """Where each content is that others would use from there; None while its files are not known.
+
+    A tensor that is read from another file than others would read it from is left out.
+    """
+    model, working = open_model.model, open_model.paged.working
+    try:
+        if not model.is_of(map(os.stat, model.paths)):
+            return {}  # replaced: what is known now is of other files
+    except OSError:
+        return {}
+    shelf, found, is_known = pantry.shelf(model.paths), dict[str, memory.Range](), False
+    for placed in model.tensors:
+        if (digest := shelf.digest(placed.name)) is None:
+            continue
+        is_known = True
+        place: memory.Range | None = placed.file
+        if placed.packing is not None:
+            place = placed.packing.stored
+        elif not (shelf.lends(placed.name) if _is_own(model, placed.file) else shelf.lent(placed.name)):
+            place = None
+        if place in working:
+            found[digest] = place
+    return found if is_known else None
+
+
+def _is_own(model: Model, place: memory.Range) -> bool:
+    """Whether it is in a file of the model's own."""
+    return any(
+        mapping.address <= place.address < mapping.address + mapping.length for mapping in model.mappings
+    )
 
 
 def _measure_file(model: Model) -> Residency | None:

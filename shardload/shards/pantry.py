@@ -34,17 +34,18 @@ class Pantry:
 
     def shelf(self, paths: Sequence[Path]) -> Shelf:
         """What there is for one model, given by its parts; nothing for a file that is not known yet."""
-        digests: dict[str, str] = {}
-        identities: list[FileIdentity] = []
-        try:
-            for path in paths:
-                identity = FileIdentity.of(path)
-                identities.append(identity)
-                digests.update(self.contents.digests(identity) or {})
-        except OSError as error:
-            logger.debug("%s is not looked up: %s", paths[0], error)
-            digests.clear()
-        return Shelf(self, digests, identities)
+        identities = _identities(paths)
+        return Shelf(self, self._digests(identities), identities)
+
+    def known(self, paths: Sequence[Path]) -> frozenset[str]:
+        """The digests of one model's tensors; takes a stat and the reading of a small file for each part."""
+        return frozenset(self._digests(_identities(paths)).values())
+
+    def _digests(self, identities: Sequence[FileIdentity]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for identity in identities:
+            found |= self.contents.digests(identity) or {}
+        return found
 
     def key(self, digest: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> PackedKey:
         """The key of a packed tensor."""
@@ -94,6 +95,10 @@ class Shelf:
         """Whether a file is one of those that were looked up."""
         return any(identity.same(own) for own in self._identities)
 
+    def digest(self, tensor: str) -> str | None:
+        """What a tensor contains; None where that is not known."""
+        return self._digests.get(tensor)
+
     def packed(self, tensor: str, type_name: str, ne: tuple[int, ...], buffer_type: str) -> FilePlace | None:
         """Where its packed bytes are stored; None where they are not."""
         digest = self._digests.get(tensor)
@@ -112,6 +117,13 @@ class Shelf:
             return None
         return lender if lender.nbytes >= LEAST_LENT_BYTES else None
 
+    def lends(self, tensor: str) -> bool:
+        """Whether this is the longest known file that has the bytes of a tensor, for others to share them."""
+        lender = self._lenders.get(self._digests.get(tensor, ""))
+        if lender is None or lender.identity is None or not self.describes(lender.identity):
+            return False
+        return lender.nbytes >= LEAST_LENT_BYTES
+
     def loaded(self) -> None:
         """The load is over: what was found is in use."""
         self._pantry.use(self._found)
@@ -120,3 +132,12 @@ class Shelf:
         """Remove what was found: it is not what llama.cpp packs."""
         self._pantry.distrust(self._found)
         self._found.clear()
+
+
+def _identities(paths: Sequence[Path]) -> list[FileIdentity]:
+    """Of all parts of a model; none where one is gone."""
+    try:
+        return [FileIdentity.of(path) for path in paths]
+    except OSError as error:
+        logger.debug("%s is not looked up: %s", paths[0], error)
+        return []

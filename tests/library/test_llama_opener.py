@@ -11,7 +11,7 @@ from typing import Any
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from packable import PROMPT, linux_only, small_model
+from packable import LARGE, PROMPT, fine_tune, learn, linux_only, pack_file, small_model
 
 from shardload import demo
 from shardload.config import Config, EngineConfig, parse_config
@@ -234,6 +234,40 @@ async def test_what_is_packed_once_is_shared_and_mapped(storing: LlamaOpener, tm
     await storing.close_weights(first, drop_pages=True)
     assert await say(storing, second, entry) == expected
     await storing.close_weights(second, drop_pages=True)
+
+
+@linux_only
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
+async def test_a_fine_tune_takes_the_room_of_what_it_changes(
+    storing: LlamaOpener, pantry: Pantry, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = small_model(tmp_path / "base.gguf", kind, LARGE)
+    paths = [base, fine_tune(tmp_path / "tuned.gguf", base)]
+    paths.append(small_model(tmp_path / "other.gguf", kind, LARGE, seed=7))
+    for path in paths:
+        learn(path, pantry)
+        pack_file(path, pantry)
+    kept: list[bool] = []
+    real = LlamaPaging.page_out
+
+    def page_out(self: LlamaPaging, model: Any, keep_bytes: int, sparing: Any) -> int:
+        kept.append(keep_bytes >= sum(model.paged.working.values()))
+        return real(self, model, keep_bytes, sparing)
+
+    monkeypatch.setattr(LlamaPaging, "page_out", page_out)
+    config = Config(files=tuple(map(str, paths)), engine=EngineConfig(ctx=256, parallel=1))
+    catalog = Catalog(config)
+    prediction = storing.predict(catalog.get("base"), "generate")
+    # For two models, what the third has for itself, and less of second orders than could be there.
+    budget_bytes = int(2.5 * prediction.weights_bytes) + 3 * prediction.private_bytes
+    async with Manager(catalog, storing, budget_bytes=budget_bytes) as manager:
+        for name in ("base", "other", "tuned", "base", "tuned"):
+            with await manager.lease(catalog.get(name)) as lease:
+                request = GenerationRequest(PROMPT, max_tokens=2, sampling=SamplingParams(temperature=0))
+                assert [delta async for delta in lease.engine.stream(request)]
+            await manager.measure()
+        assert all(kept), "pages left that every step needs"
+        assert [(status.state, status.opens) for status in manager.status()] == [("open", 1)] * 3
 
 
 @linux_only

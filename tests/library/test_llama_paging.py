@@ -12,9 +12,11 @@ from packable import (
     MIXTURE,
     PACKED,
     fine_tune,
+    learn,
     linux_only,
     open_shelved,
     pack_file,
+    rename_over,
     said_by,
     say,
     small_model,
@@ -22,7 +24,7 @@ from packable import (
 )
 
 from shardload import memory
-from shardload.library.llama_paging import LlamaPaging
+from shardload.library.llama_paging import LlamaPaging, OpenModel
 from shardload.library.opener import Residency
 from shardload.llama import Model, ModelParams
 from shardload.shards.layouts import LayoutTable, Speeds
@@ -113,6 +115,94 @@ def test_equal_places_are_the_same_memory(family: list[Path], pantry: Pantry, pa
     assert next(shard for shard in found[0].shards if shard.name == "output").shared_with == ("m2",)
     for model in models[1:]:
         close(paging, model)
+
+
+def shared(one: OpenModel, other: OpenModel) -> dict[Any, int]:
+    """The places that both use."""
+    return {place: nbytes for place, nbytes in one.facts().places.items() if place in other.facts().places}
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
+def test_what_is_shared_is_known_before_the_open(
+    tmp_path: Path, pantry: Pantry, paging: LlamaPaging, kind: str
+) -> None:
+    base = small_model(tmp_path / "base.gguf", kind)
+    tuned = fine_tune(tmp_path / "tuned.gguf", base)
+    for path in (base, tuned):
+        learn(path, pantry)
+        pack_file(path, pantry)
+    foreseen = paging.foreseen([tuned])
+    assert foreseen() == {}
+    models = [open_shelved(base, pantry)]
+    opened = [paging.opened("base", models[0], 0)]
+    found = foreseen()
+    models.append(open_shelved(tuned, pantry))
+    opened.append(paging.opened("tuned", models[1], 0))
+    assert found == shared(*opened)
+    assert sum(found.values()) > 0.5 * sum(opened[0].facts().places.values())
+    for model in models:
+        close(paging, model)
+    assert foreseen() == {}
+
+
+def test_only_what_is_stored_is_foreseen(family: list[Path], pantry: Pantry, paging: LlamaPaging) -> None:
+    foreseen = paging.foreseen(family[1:2])
+    pantry.store.remove(pantry.store.entries())
+    paging._packer._is_busy = lambda: True
+    model = open_shelved(family[0], pantry)
+    opened = paging.opened("base", model, 0)
+    assert opened.facts().private_bytes > 0
+    private = foreseen()
+    assert private.keys() <= opened.facts().places.keys()
+    paging._packer._is_busy = lambda: False
+    wait_for_packing(paging, model)
+    assert sum(foreseen().values()) > sum(private.values())
+    close(paging, model)
+
+
+def test_nothing_is_foreseen_of_files_that_are_not_known(path: Path, tmp_path: Path, pantry: Pantry) -> None:
+    tuned = fine_tune(tmp_path / "tuned.gguf", path)
+    learn(path, pantry)
+    for with_store in (pantry, None):
+        with closing(LlamaPaging(with_store)) as paging:
+            model = Model.open([path])
+            paging.opened("a", model, 0)
+            assert paging.foreseen([tuned])() == {}
+            assert paging.foreseen([tmp_path / "gone.gguf"])() == {}
+            close(paging, model)
+
+
+def test_a_file_that_was_replaced_while_open_lends_nothing(
+    path: Path, tmp_path: Path, pantry: Pantry, paging: LlamaPaging
+) -> None:
+    other = fine_tune(tmp_path / "other.gguf", path, change=1.0)
+    pack_file(path, pantry)
+    model = open_shelved(path, pantry)
+    rename_over(path, small_model(tmp_path / "new.gguf", seed=5))
+    learn(path, pantry)
+    paging.opened("a", model, 0)
+    assert paging.foreseen([path])() == {}
+    assert paging.foreseen([other])() == {}
+    close(paging, model)
+
+
+def test_who_was_opened_before_its_file_was_known_lends_what_others_take(
+    tmp_path: Path, pantry: Pantry, paging: LlamaPaging
+) -> None:
+    """It maps tensors itself that others map from a file that is known for longer."""
+    base = small_model(tmp_path / "base.gguf", "Q8_0")
+    tuned = fine_tune(tmp_path / "tuned.gguf", base)
+    learn(base, pantry)
+    model = open_shelved(tuned, pantry)
+    opened = paging.opened("tuned", model, 0)
+    wait_for_packing(paging, model)
+    paging._publish()
+    assert opened.contents
+    foreseen = paging.foreseen([base])()
+    other = open_shelved(base, pantry)
+    assert foreseen == shared(opened, paging.opened("base", other, 0)) == {}
+    for each in (other, model):
+        close(paging, each)
 
 
 def test_each_expert_knows_with_whom_it_is_shared(

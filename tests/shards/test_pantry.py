@@ -148,3 +148,20 @@ def test_a_store_that_cannot_be_written_tells(tmp_path: Path) -> None:
         pantry.stored(pantry.key("digest", "q4_K", NE, "CPU_REPACK"), memoryview(b"packed"))
     pantry.close()
     pantry.close()
+
+
+def test_a_file_knows_what_it_lends(pantry: Pantry, base: Path, tmp_path: Path) -> None:
+    same = fine_tune(tmp_path / "same.gguf", base, change=0)
+    assert pantry.known([base]) == frozenset()
+    assert not pantry.shelf([base]).lends(NAME)
+    for path in (base, same):
+        learn(path, pantry)
+    digest = digest_of(base, pantry)
+    first, second = pantry.shelf([base]), pantry.shelf([same])
+    assert (first.lends(NAME), second.lends(NAME)) == (True, False)
+    assert (first.lent(NAME) is None, second.lent(NAME) is None) == (True, False)
+    assert not first.lends("blk.0.attn_norm.weight"), "too small"
+    assert first.digest(NAME) == second.digest(NAME) == digest
+    assert first.digest("nonesuch") is None
+    assert pantry.known([base]) == pantry.known([same]) >= {digest}
+    assert pantry.known([base, tmp_path / "gone.gguf"]) == frozenset()
