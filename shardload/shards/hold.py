@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from shardload.errors import HandleClosed
-from shardload.shards.lock import LockedFile, try_lock
+from shardload.shards.lock import LockedFile, is_left
 
 logger = logging.getLogger("shardload.shards")
 
@@ -77,21 +77,18 @@ def held_ids(directory: Path) -> frozenset[str]:
     """The entries that living processes hold; what dead ones left behind is removed."""
     found: set[str] = set()
     with contextlib.suppress(OSError):
-        for name in os.listdir(directory):
-            if name.endswith(SUFFIX):
+        names = [name for name in os.listdir(directory) if name.endswith(SUFFIX)]
+        for name in names:
+            with contextlib.suppress(OSError):
                 found |= _ids_of(directory / name)
     return frozenset(found)
 
 
 def _ids_of(path: Path) -> set[str]:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return set()
-    try:
-        if try_lock(descriptor):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        if is_left(descriptor):
+            os.unlink(path)
             return set()
         data = bytearray()
         while part := os.read(descriptor, 2**20):

@@ -30,15 +30,18 @@ def lock(descriptor: int) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def try_lock(descriptor: int) -> bool:
-    """Take the lock if nobody, of this process or another, has it; False if somebody has."""
+def is_left(descriptor: int) -> bool:
+    """Whether nobody, of this process or another, has the lock of an open file; False where nobody knows.
+
+    If so, nobody takes it before the descriptor is closed.
+    """
     if fcntl is None:
         return True
     try:
-        with _unlockable_is_fine():
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        # Network file systems give the only lock of a file to those alone who may write it.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in NOT_LOCKABLE
     return True
 
 

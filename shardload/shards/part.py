@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from shardload.shards.lock import LockedFile, try_lock
+from shardload.shards.lock import LockedFile, is_left
 
 SUFFIX = ".part"
 CHUNK_BYTES = 8 * 2**20
@@ -62,7 +62,7 @@ def remove_if_left(path: Path) -> bool:
     except OSError:
         return False
     try:
-        if not try_lock(descriptor):
+        if not is_left(descriptor):
             return False
         os.unlink(path)
     except OSError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -46,6 +47,21 @@ def change() -> Callable[..., None]:
             os.utime(path, ns=(before.mtime_ns, before.mtime_ns))
 
     return change_file
+
+
+@pytest.fixture
+def network_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as network file systems have them: the only lock of a file is for those who may write it."""
+    fcntl = pytest.importorskip("fcntl")
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if access == (os.O_RDONLY if operation & fcntl.LOCK_EX else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
 
 @pytest.fixture

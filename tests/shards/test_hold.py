@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -54,6 +55,35 @@ def test_dead_processes_hold_nothing(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path)) == 1
     assert held_ids(tmp_path) == frozenset()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("network_locks")
+def test_what_living_holders_have_on_a_network_disk_is_held(tmp_path: Path) -> None:
+    (tmp_path / "1-dead.hold").write_text(f"{A}\n")
+    with Hold(tmp_path) as one, Hold(tmp_path) as other:
+        one.add([B])
+        other.add([C])
+        assert held_ids(tmp_path) == {B, C}
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_hold_of_which_nothing_is_known_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int, __: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Hold(tmp_path) as hold:
+        hold.add([A])
+        monkeypatch.setattr("fcntl.flock", fail)
+        assert held_ids(tmp_path) == {A}
+        assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_hold_that_cannot_be_read_hides_no_other_one(tmp_path: Path) -> None:
+    with Hold(tmp_path) as hold:
+        hold.add([A])
+        for name in ("0.hold", "zzz.hold"):
+            (tmp_path / name).mkdir()
+        assert held_ids(tmp_path) == {A}
 
 
 def test_a_removed_store_is_held_again(tmp_path: Path) -> None:

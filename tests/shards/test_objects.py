@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardload.shards.entry import PackedKey
-from shardload.shards.lock import try_lock
+from shardload.shards.lock import is_left
 from shardload.shards.objects import Objects
 from shardload.shards.part import PartFile
 from shardload.shards.store import Store
@@ -78,7 +78,7 @@ def test_names_change_under_the_lock_alone(
 
     def commit_under_lock(part: PartFile, path: Path) -> os.stat_result:
         with (objects.directory.parent / "lock").open("rb") as lock:
-            assert not try_lock(lock.fileno())
+            assert not is_left(lock.fileno())
         committed.append(path.name)
         return commit(part, path)
 

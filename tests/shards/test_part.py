@@ -9,7 +9,7 @@ import pytest
 from shardload.errors import HandleClosed
 from shardload.shards import lock as lock_module
 from shardload.shards import part as part_module
-from shardload.shards.lock import locked, try_lock
+from shardload.shards.lock import is_left, locked
 from shardload.shards.part import PartFile, remove_if_left, sync_directory, write_whole
 
 
@@ -80,6 +80,15 @@ def test_what_a_living_writer_has_is_not_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.usefixtures("network_locks")
+def test_what_a_dead_writer_left_on_a_network_disk_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".y-1.part").write_bytes(b"half")
+    with PartFile(tmp_path, "x") as part:
+        assert not remove_if_left(part.path)
+        assert remove_if_left(tmp_path / ".y-1.part")
+        assert names(tmp_path) == [part.path.name]
+
+
 def test_one_that_was_taken_for_left_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, left = lock_module.lock, [True]
 
@@ -99,9 +108,9 @@ def test_one_that_was_taken_for_left_is_made_anew(tmp_path: Path, monkeypatch: p
 def test_one_at_a_time_has_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with locked(path), path.open("rb") as other:
-        assert not try_lock(other.fileno())
+        assert not is_left(other.fileno())
     with path.open("rb") as other:
-        assert try_lock(other.fileno())
+        assert is_left(other.fileno())
 
 
 def test_a_directory_is_synced(tmp_path: Path) -> None:
