@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.memory.advise import page_out, populate_read
-from shardload.memory.pages import PAGE_BYTES, PIECE_BYTES, PageSpan, Range, page_span
+from shardload.memory.mapped import mapped_files
+from shardload.memory.pages import PAGE_BYTES, Range, page_span
 from shardload.memory.platform import current
 from shardload.memory.residency import resident_pages
 
@@ -27,11 +28,10 @@ def evict(place: Range) -> int | None:
         return 0
     if not page_out(span.address, span.length) or before is None:
         return None if before is None else int(before.sum()) * PAGE_BYTES
+    # Of a file of somebody else every page is said to be there: touching them would read them all.
+    if not mapped_files().give_pages(span.address):
+        return int(before.sum()) * PAGE_BYTES
     left = _resident(span.address, span.length)
-    if left.sum() == before.sum():
-        if not _some_leave(span, left):
-            return int(left.sum()) * PAGE_BYTES
-        left = _resident(span.address, span.length)
     # Once for what was not in the page table, and once for large pages that the range has a part of: those
     # are split at first, and leave the table without leaving memory.
     for _ in range(2):
@@ -55,18 +55,6 @@ def _resident(address: int, length: int) -> NDArray[np.bool_]:
     pages = resident_pages(address, length)
     assert pages is not None  # it was known a moment ago
     return pages
-
-
-def _some_leave(span: PageSpan, left: NDArray[np.bool_]) -> bool:
-    # Of a file of somebody else every page is said to be there: touching them would read them all. One that
-    # another CPU has just read stays, and says nothing about its neighbours.
-    address = span.address + int(np.argmax(left)) * PAGE_BYTES
-    start = max(span.address, address // PIECE_BYTES * PIECE_BYTES)
-    length = min(span.address + span.length, start + PIECE_BYTES) - start
-    for _ in range(2):
-        _touch(start, length)
-        page_out(start, length)
-    return not _resident(start, length).all()
 
 
 def _touch(address: int, length: int) -> None:

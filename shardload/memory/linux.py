@@ -41,12 +41,24 @@ def cached_bytes(descriptor: int, offset: int, length: int) -> int | None:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
             raise
-    if not _may_see_residency(descriptor):
+    if not may_send_away(descriptor):
         return None
     with mapped(descriptor, offset, length) as address:
         span = page_span(address, length)
         pages = residency(span.address, span.count)
         return None if pages is None else min(length, int(pages.sum()) * PAGE_BYTES)
+
+
+def may_send_away(descriptor: int) -> bool:
+    """Whether the kernel tells this user which pages of a file are in memory, and lets go of them for him."""
+    # Of a file of somebody else it says that every page is there, even the one behind the last.
+    behind = page_span(0, os.fstat(descriptor).st_size).length
+    address = libc.map_shared(descriptor, behind + PAGE_BYTES)
+    try:
+        pages = residency(address + behind, 1)
+        return pages is not None and not pages.any()
+    finally:
+        libc.unmap(address, behind + PAGE_BYTES)
 
 
 def page_out(address: int, length: int) -> bool:
@@ -129,9 +141,3 @@ def drop_cache(descriptor: int, offset: int, length: int) -> bool:
 def process_memory() -> ProcessMemory:
     """What this process has in memory."""
     return parse_status(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
-
-
-def _may_see_residency(descriptor: int) -> bool:
-    # For anybody else mincore says of every page that it is there.
-    user = os.geteuid()
-    return user in (0, os.fstat(descriptor).st_uid) or os.access(f"/proc/self/fd/{descriptor}", os.W_OK)

@@ -22,12 +22,16 @@ FileNumber = tuple[int, int, int]
 class MappedFile:
     """A file's bytes at ``address``, lazily; shared by all who asked for it, and counted.
 
-    `release` ends one user's use, the last one's the mapping. Every method may be called on any thread.
+    ``gives_pages`` tells whether this user may send its pages away. `release` ends one user's use, the last
+    one's the mapping. Every method may be called on any thread.
     """
 
-    def __init__(self, files: MappedFiles, number: FileNumber, address: int, length: int) -> None:
+    def __init__(
+        self, files: MappedFiles, number: FileNumber, address: int, length: int, *, gives_pages: bool
+    ) -> None:
         self._files, self._number = files, number
         self.address, self.length = address, length
+        self.gives_pages = gives_pages
         self.users = 0
 
     def release(self) -> None:
@@ -55,6 +59,12 @@ class MappedFiles:
         finally:
             os.close(descriptor)
 
+    def give_pages(self, address: int) -> bool:
+        """Whether the page at an address is one that this user may send away, for all that is known here."""
+        with self._lock:
+            found = (file for file in self._files.values() if 0 <= address - file.address < file.length)
+            return all(file.gives_pages for file in found)
+
     def _open(self, descriptor: int) -> MappedFile:
         status = os.fstat(descriptor)
         if not status.st_size:
@@ -63,11 +73,13 @@ class MappedFiles:
         with self._lock:
             found = self._files.get(number)
             if found is None:
+                gives_pages = current().may_send_away(descriptor)
                 address = libc.map_shared(descriptor, status.st_size)
                 # Weights are read through from end to end: large pages spare a table walk every 4 KiB.
                 with contextlib.suppress(OSError):
                     current().prefer_large_pages(address, status.st_size)
-                found = self._files[number] = MappedFile(self, number, address, status.st_size)
+                found = MappedFile(self, number, address, status.st_size, gives_pages=gives_pages)
+                self._files[number] = found
             found.users += 1
             return found
 

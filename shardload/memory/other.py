@@ -19,6 +19,11 @@ def cached_bytes(descriptor: int, offset: int, length: int) -> int | None:
     return None
 
 
+def may_send_away(descriptor: int) -> bool:
+    """Nothing can be evicted here."""
+    return False
+
+
 def page_out(address: int, length: int) -> bool:
     """Cannot be asked for here."""
     return False

@@ -21,6 +21,9 @@ class Platform(Protocol):
     def cached_bytes(self, descriptor: int, offset: int, length: int) -> int | None:
         """Bytes of a range of a file that are in memory; None where the system does not tell."""
 
+    def may_send_away(self, descriptor: int) -> bool:
+        """Whether this user is told which pages of a file are in memory, and may ask for them to leave."""
+
     def page_out(self, address: int, length: int) -> bool:
         """Ask for pages to leave memory; False where that cannot be asked for."""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 
 from shardload.memory import PAGE_BYTES, Range, eviction, populate_read, resident_bytes
 from shardload.memory.eviction import evict, runs
-from shardload.memory.pages import PIECE_BYTES
 
 
 def test_pages_leave(mapped_file: Any) -> None:
@@ -37,13 +37,16 @@ def test_nothing_is_asked_of_an_empty_range(mapped_file: Any) -> None:
 
 
 class Kernel:
-    """Pages that leave when they are in the page table, but for one that another CPU has not listed yet."""
+    """Pages that leave when they are in the page table, but for some that are still used elsewhere."""
 
-    def __init__(self, mapped: str, cached: str, *, owner: bool = True, unlisted: int | None = None) -> None:
+    def __init__(self, mapped: str, cached: str, *, owner: bool = True, staying: Iterable[int] = ()) -> None:
         self.mapped = np.array([one == "x" for one in mapped])
         self.cached = np.array([one == "x" for one in cached])
-        self.owner, self.unlisted = owner, unlisted
+        self.owner, self.staying = owner, list(staying)
         self.populated: list[tuple[int, int]] = []
+
+    def give_pages(self, address: int) -> bool:
+        return self.owner
 
     def _slice(self, address: int, length: int) -> slice:
         return slice(address // PAGE_BYTES, (address + length) // PAGE_BYTES)
@@ -56,7 +59,7 @@ class Kernel:
         where = self._slice(address, length)
         if self.owner:
             leaving = np.flatnonzero(self.mapped[where]) + where.start
-            self.cached[leaving[leaving != self.unlisted]] = False
+            self.cached[np.setdiff1d(leaving, self.staying)] = False
             self.mapped[where] = False
         return True
 
@@ -68,6 +71,7 @@ class Kernel:
     def replace(self, monkeypatch: pytest.MonkeyPatch) -> Kernel:
         for name in ("resident_pages", "page_out", "populate_read"):
             monkeypatch.setattr(eviction, name, getattr(self, name))
+        monkeypatch.setattr(eviction, "mapped_files", lambda: self)
         return self
 
 
@@ -92,18 +96,23 @@ def test_nothing_in_the_page_table(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel("." * 2048, ".xx..x.." * 256).replace(monkeypatch)
     assert evict(Range(0, 2048 * PAGE_BYTES)) == 0
     assert not kernel.cached.any()
-    # The first piece shows that pages leave; of the others only those are touched that are there.
-    first = PIECE_BYTES // PAGE_BYTES
-    assert kernel.populated[:4] == [(0, first), (0, first), (first + 1, first + 3), (first + 5, first + 6)]
+    # Only those are touched that are there.
+    assert kernel.populated[:3] == [(1, 3), (5, 6), (9, 11)]
 
 
 @pytest.mark.parametrize("mapped", ["." * 8, "x" * 8])
 def test_a_page_that_cannot_leave_keeps_none_of_the_others(
     monkeypatch: pytest.MonkeyPatch, mapped: str
 ) -> None:
-    kernel = Kernel(mapped, "xxxxxxxx", unlisted=3).replace(monkeypatch)
+    kernel = Kernel(mapped, "xxxxxxxx", staying=[3]).replace(monkeypatch)
     assert evict(Range(0, 8 * PAGE_BYTES)) == PAGE_BYTES
     assert np.flatnonzero(kernel.cached).tolist() == [3]
+
+
+def test_what_others_map_keeps_none_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel("." * 2048, "x" * 2048, staying=range(512)).replace(monkeypatch)
+    assert evict(Range(0, 2048 * PAGE_BYTES)) == 512 * PAGE_BYTES
+    assert np.flatnonzero(kernel.cached).tolist() == list(range(512))
 
 
 def test_large_pages_that_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +134,7 @@ def test_large_pages_that_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_of_somebody_else_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel("........", "........", owner=False).replace(monkeypatch)
     assert evict(Range(0, 8 * PAGE_BYTES)) == 8 * PAGE_BYTES
-    assert kernel.populated == [(0, 8)] * 2
+    assert kernel.populated == []
 
 
 def test_where_nothing_can_leave(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shardload.memory import PAGE_BYTES, file_resident_bytes, mapped_files
+from shardload.memory import PAGE_BYTES, file_resident_bytes, mapped, mapped_files
 from shardload.memory.mapped import MappedFile, MappedFiles
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such mappings")
@@ -128,3 +128,16 @@ def test_threads_share_and_leave_in_any_order(files: MappedFiles, path: Path) ->
 
 def test_there_is_one_set_in_the_process() -> None:
     assert mapped_files() is mapped_files()
+
+
+def test_a_file_knows_whether_its_pages_may_be_sent_away(
+    files: MappedFiles, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for allowed in (True, False):
+        monkeypatch.setattr(mapped.current(), "may_send_away", lambda descriptor, allowed=allowed: allowed)
+        file = files.open(path)
+        assert files.give_pages(file.address) == allowed
+        assert files.give_pages(file.address + file.length - 1) == allowed
+        assert files.give_pages(file.address - 1)
+        assert files.give_pages(file.address + file.length)
+        file.release()

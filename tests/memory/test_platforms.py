@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,15 +78,28 @@ def mincore(address: int, length: int, vector: bytearray) -> None:
 def test_linux_without_cachestat(mapped_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libc, "cached_pages", failing(errno.ENOSYS))
     monkeypatch.setattr(libc, "mincore", mincore)
+    monkeypatch.setattr(linux, "may_send_away", lambda descriptor: True)
     with mapped_file.path.open("rb") as file:
         assert linux.cached_bytes(file.fileno(), 0, mapped_file.length) == mapped_file.length
         assert linux.cached_bytes(file.fileno(), 5 * PAGE_BYTES + 7, 100) == 100
-        monkeypatch.setattr(os, "geteuid", lambda: 12345)
-        monkeypatch.setattr(os, "access", lambda *arguments: False)
+        monkeypatch.setattr(linux, "may_send_away", lambda descriptor: False)
         assert linux.cached_bytes(file.fileno(), 0, mapped_file.length) is None
         monkeypatch.setattr(libc, "cached_pages", failing(errno.EBADF))
         with pytest.raises(OSError, match="descriptor"):
             linux.cached_bytes(file.fileno(), 0, mapped_file.length)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux asks who it is")
+@pytest.mark.parametrize("nbytes", [0, 1, PAGE_BYTES, 3 * PAGE_BYTES + 5])
+def test_linux_tells_of_the_pages_of_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * nbytes)
+    with path.open("rb") as file:
+        assert linux.may_send_away(file.fileno())
+        monkeypatch.setattr(libc, "mincore", mincore)  # as it is for a file of somebody else
+        assert not linux.may_send_away(file.fileno())
 
 
 def test_darwin_with_its_calls_replaced(mapped_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +115,7 @@ def test_darwin_with_its_calls_replaced(mapped_file: Any, monkeypatch: pytest.Mo
     with mapped_file.path.open("rb") as file:
         assert darwin.cached_bytes(file.fileno(), PAGE_BYTES, 10) == 10
         assert darwin.drop_cache(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        assert darwin.may_send_away(file.fileno())
     assert darwin.page_out(mapped_file.address, PAGE_BYTES)
     darwin.populate_read(mapped_file.address, 2 * PAGE_BYTES)
     assert calls == [
@@ -113,6 +128,7 @@ def test_darwin_with_its_calls_replaced(mapped_file: Any, monkeypatch: pytest.Mo
 def test_other_systems_say_what_they_cannot(mapped_file: Any) -> None:
     assert other.residency(mapped_file.address, 2) is None
     assert other.cached_bytes(0, 0, 1) is None
+    assert not other.may_send_away(0)
     assert not other.page_out(mapped_file.address, PAGE_BYTES)
     assert not other.drop_cache(0, 0, 1)
     other.populate_read(mapped_file.address, mapped_file.length)
