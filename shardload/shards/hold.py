@@ -30,6 +30,7 @@ class Hold:
         self.directory = directory
         self._lock = threading.Lock()
         self._ids: set[str] = set()
+        self._written: set[str] = set()
         self._file: LockedFile | None = None
         self._closed = False
 
@@ -44,12 +45,10 @@ class Hold:
         with self._lock:
             if self._closed:
                 raise HandleClosed(f"hold in {self.directory}")
-            new = set(ids) - self._ids
-            if not new:
-                return
-            self._ids |= new
+            self._ids.update(ids)
             try:
-                self._write(new)
+                if self._ids != self._written:
+                    self._write()
             except OSError as error:
                 logger.debug("entries in use are not noted in %s: %s", self.directory, error)
 
@@ -59,15 +58,21 @@ class Hold:
             self._closed = True
             self._let_go()
 
-    def _write(self, new: set[str]) -> None:
+    def _write(self) -> None:
+        """Write what is not written yet, also what could not be the last time. Raises OSError."""
         if self._file is None or not self._file.is_there:  # somebody removed the store
             self._let_go()
             self.directory.mkdir(parents=True, exist_ok=True)
             self._file = LockedFile(self.directory, str(os.getpid()), SUFFIX)
-            new = self._ids
-        os.write(self._file.descriptor, "".join(f"{name}\n" for name in sorted(new)).encode())
+        # A disk that was full may have left half a line: that ends first.
+        names = sorted(self._ids - self._written)
+        rest = "\n".join(["", *names, ""]).encode()
+        while rest:
+            rest = rest[os.write(self._file.descriptor, rest) :]
+        self._written.update(names)
 
     def _let_go(self) -> None:
+        self._written.clear()
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -78,12 +78,37 @@ def test_a_hold_of_which_nothing_is_known_counts(tmp_path: Path, monkeypatch: py
         assert len(os.listdir(tmp_path)) == 1
 
 
-def test_a_hold_that_cannot_be_read_hides_no_other_one(tmp_path: Path) -> None:
+def test_a_hold_that_cannot_be_removed_hides_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path)))
+    (tmp_path / "0.hold").mkdir()
     with Hold(tmp_path) as hold:
         hold.add([A])
-        for name in ("0.hold", "zzz.hold"):
-            (tmp_path / name).mkdir()
         assert held_ids(tmp_path) == {A}
+
+
+@pytest.mark.parametrize("fitting", [0, 10, 65])
+def test_what_a_full_disk_did_not_take_is_written_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: int
+) -> None:
+    write, room = os.write, [fitting]
+
+    def fill(descriptor: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= (count := write(descriptor, data[: room[0]]))
+        return count
+
+    with Hold(tmp_path) as hold:
+        hold.add([C])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", fill)
+            hold.add([A])
+        assert C in held_ids(tmp_path)
+        hold.add([B])
+        assert held_ids(tmp_path) == {A, B, C}
 
 
 def test_a_removed_store_is_held_again(tmp_path: Path) -> None:
