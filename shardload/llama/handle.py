@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from types import TracebackType
 from typing import Any, Self
 
 from shardload.errors import HandleClosed
+
+
+class _Collector(threading.local):
+    closes = False
+
+
+_collector = _Collector()
+
+
+def closed_by_collector() -> bool:
+    """Whether the garbage collector is closing a handle on this thread, in the middle of whatever it does.
+
+    Locks may be held there, also by this thread, so nothing that takes one may be done.
+    """
+    return _collector.closes
 
 
 class Handle:
@@ -51,4 +67,8 @@ class Handle:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             warnings.warn(f"unclosed {self._what}", ResourceWarning, stacklevel=1, source=self)
-            self.close()
+            outer, _collector.closes = _collector.closes, True
+            try:
+                self.close()
+            finally:
+                _collector.closes = outer

@@ -6,16 +6,18 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from shardload import memory
 from shardload.errors import HandleClosed, LoadFailed
 from shardload.llama.files import load_files
-from shardload.llama.handle import Handle
+from shardload.llama.handle import Handle, closed_by_collector
 from shardload.llama.loading import Loading
 from shardload.llama.placed import Layouts, PlacedTensor
 from shardload.llama.tokenizer import shared_vocabularies
@@ -37,6 +39,10 @@ logger = logging.getLogger("shardload.llama")
 POOLINGS = {"0": "none", "1": "mean", "2": "cls", "3": "last", "4": "rank"}
 READ_AHEAD_BYTES = 16 * 2**20
 """More than systems read ahead of one who reads a header."""
+
+# Weights that the garbage collector found to have no user. It runs in the middle of anything: of another load
+# on the same thread too, whose mappings they are not to be freed under, and where locks are held.
+_found: deque[Callable[[], None]] = deque()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,8 @@ class Model(Handle):
     """The weights of one model. Opened and closed on the opener thread.
 
     Contexts keep their model: `close()` while some are open ends the use of this handle at once, and gives
-    the weights back when the last context closes.
+    the weights back when the last context closes. Those of a model that nobody closed stay until the next one
+    is opened.
     """
 
     @classmethod
@@ -77,6 +84,7 @@ class Model(Handle):
         ``progress`` is told how much is done, 0 to 1; returning False gives the load up. Raises LoadFailed
         with llama.cpp's reason, or what ``progress`` raised.
         """
+        _free_found()
         params = params or ModelParams()
         llama = load()
         if params.use_extra_bufts:
@@ -122,7 +130,8 @@ class Model(Handle):
         """Whoever minds their pages, for as long as somebody does."""
         # Whether opening left all weights untouched in their files.
         self.lazily_mapped = bool(mappings) and not read and not self.private_tensors
-        self._users_lock = threading.Lock()
+        # The garbage collector may close a context on a thread that has it.
+        self._users_lock = threading.RLock()
         self._users = 1
         self._weights = pointer
         self.vocab = vocab or Vocab(
@@ -235,11 +244,17 @@ class Model(Handle):
     def release(self) -> None:
         """Count one user less; the last one's release gives the weights back."""
         with self._users_lock:
-            self._users -= 1
-            if self._users:
+            self._users = left = self._users - 1
+            if left:
                 return
             pointer, self._weights = self._weights, None
         self.mappings, self.tensors = (), ()
+        if closed_by_collector():
+            _found.append(partial(self._free_weights, pointer))
+        else:
+            self._free_weights(pointer)
+
+    def _free_weights(self, pointer: Any) -> None:
         with keeping(self._kept):
             self.llama.lib.llama_model_free(pointer)
         self._loading.release()
@@ -247,6 +262,16 @@ class Model(Handle):
 
     def _free(self, pointer: Any) -> None:
         self.release()
+
+
+def _free_found() -> None:
+    """Free the weights that the garbage collector found, if any."""
+    while _found:
+        try:
+            free = _found.popleft()
+        except IndexError:  # another thread does it
+            return
+        free()
 
 
 def _load(

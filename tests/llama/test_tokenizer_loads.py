@@ -56,6 +56,7 @@ def test_a_forgotten_model_gives_the_vocabulary_back(
         model = None
         gc.collect()
     assert model is None
+    Model.open([two_paths[1]]).close()
     assert len(shared) == 0
 
 
