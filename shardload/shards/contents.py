@@ -16,7 +16,7 @@ import msgspec
 
 from shardload.gguf import GGUFFile, TensorInfo
 from shardload.shards.identity import FileIdentity
-from shardload.shards.part import sync_directory, write_whole
+from shardload.shards.part import sweep_parts, sync_directory, write_whole
 from shardload.shards.reading import Hash, Reader, feed
 
 logger = logging.getLogger("shardload.shards")
@@ -168,6 +168,10 @@ class Contents:
         """Remove the records of files that are gone or changed; how many."""
         gone = [record for record in self._all() if not _unchanged(record)]
         return sum(self._forget(record) for record in gone)
+
+    def sweep(self) -> int:
+        """Remove what dead writers left behind; the number of files."""
+        return sweep_parts(self.directory)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardload.shards.layouts import LayoutTable, Speeds, decode_tables, encode_tables
 from shardload.shards.lock import locked
-from shardload.shards.part import write_whole
+from shardload.shards.part import sweep_parts, write_whole
 
 logger = logging.getLogger("shardload.shards")
 
@@ -35,6 +35,7 @@ def add_speeds(path: Path, key: str, speeds: Mapping[str, Speeds]) -> LayoutTabl
             tables = decode_tables(path.read_bytes()) if path.exists() else {}
             table = tables.pop(key, LayoutTable({})).with_speeds(speeds)
             recent = dict([*tables.items(), (key, table)][-MOST_TABLES:])
+            sweep_parts(path.parent)
             write_whole(path, encode_tables(recent))
     except OSError as error:
         logger.info("what was measured is not remembered in %s: %s", path, error)

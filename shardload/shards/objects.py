@@ -17,10 +17,10 @@ from shardload.shards.part import (
     CHUNK_BYTES,
     PartFile,
     remove_if_left,
+    sweep_parts,
     sync_directory,
     write_whole,
 )
-from shardload.shards.part import SUFFIX as PART_SUFFIX
 from shardload.shards.reading import checksum
 
 RECORD_SUFFIX = ".json"
@@ -174,8 +174,7 @@ class Objects:
             return 0
         objects = {name for name in names if len(name) == ID_DIGITS}
         records = {name[:ID_DIGITS] for name in names if len(name) == ID_DIGITS + len(RECORD_SUFFIX)}
-        parts = [name for name in names if name.startswith(".") and name.endswith(PART_SUFFIX)]
-        removed = sum(remove_if_left(self.directory / name) for name in parts)
+        removed = sweep_parts(self.directory)
         if orphans := objects ^ records:
             with contextlib.suppress(OSError), locked(self._lock_path):
                 removed += sum(self._remove_orphan(name) for name in orphans)

@@ -55,6 +55,16 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def sweep_parts(directory: Path) -> int:
+    """Remove the part files of dead writers; how many."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return 0
+    parts = [name for name in names if name.startswith(".") and name.endswith(SUFFIX)]
+    return sum(remove_if_left(directory / name) for name in parts)
+
+
 def remove_if_left(path: Path) -> bool:
     """Remove a file unless its writer lives; False where it stays."""
     try:

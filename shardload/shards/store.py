@@ -74,7 +74,7 @@ class Store:
         self._uncounted_bytes = 0
         # What was looked at and could not be noted, on a disk that cannot be written.
         self._looked_at: dict[str, str] = {}
-        if left := self._objects.sweep():
+        if left := self._sweep():
             logger.info("removed %d files that were never finished from %s", left, directory)
 
     def find(self, key: PackedKey) -> Entry | None:
@@ -183,7 +183,7 @@ class Store:
         Entries that running processes hold stay, since their room would not be free before those let go.
         Removes what is damaged, and what is known of model files that are gone, as well.
         """
-        self._objects.sweep()
+        self._sweep()
         self.contents.forget_gone()
         entries, held = self._known(), held_ids(self._holds)
         chosen = [entry for entry in entries if keep_build not in (None, entry.key.build)]
@@ -199,7 +199,7 @@ class Store:
         """Remove everything, in use or not; mapped files live on until they are unmapped."""
         report = self._removed(self._known())
         self.contents.clear()
-        self._objects.sweep()
+        self._sweep()
         return report
 
     def check_readable(self) -> None:
@@ -211,6 +211,9 @@ class Store:
                 continue
             except OSError as error:
                 raise StoreUnavailable(self.directory, error.strerror or str(error)) from error
+
+    def _sweep(self) -> int:
+        return self._objects.sweep() + self.contents.sweep()
 
     def _removed(self, entries: Iterable[Entry], held: tuple[Entry, ...] = ()) -> PruneReport:
         removed: list[Entry] = []

@@ -32,6 +32,12 @@ def test_the_oldest_are_forgotten(tmp_path: Path) -> None:
     assert read_table(path, "2").speeds == read_table(path, "4").speeds == SPEEDS
 
 
+def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".layouts-1.part").write_bytes(b"half")
+    add_speeds(tmp_path / "layouts.json", "a", SPEEDS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layouts.json", "layouts.lock"]
+
+
 def test_a_damaged_file_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "layouts.json"
     path.write_bytes(b"\xff{")

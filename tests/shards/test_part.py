@@ -10,7 +10,7 @@ from shardload.errors import HandleClosed
 from shardload.shards import lock as lock_module
 from shardload.shards import part as part_module
 from shardload.shards.lock import is_left, locked
-from shardload.shards.part import PartFile, remove_if_left, sync_directory, write_whole
+from shardload.shards.part import PartFile, remove_if_left, sweep_parts, sync_directory, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -78,6 +78,15 @@ def test_what_a_living_writer_has_is_not_removed(tmp_path: Path) -> None:
     assert remove_if_left(tmp_path / ".y-1.part")
     assert not remove_if_left(tmp_path / ".y-1.part")
     assert names(tmp_path) == []
+
+
+def test_only_what_dead_writers_left_is_swept(tmp_path: Path) -> None:
+    for name in (".y-1.part", ".z-2.part", ".hidden", "visible.part", "x"):
+        (tmp_path / name).write_bytes(b"half")
+    with PartFile(tmp_path, "x") as part:
+        assert sweep_parts(tmp_path) == 2
+        assert names(tmp_path) == sorted([".hidden", "visible.part", "x", part.path.name])
+    assert sweep_parts(tmp_path / "nothing") == 0
 
 
 @pytest.mark.usefixtures("network_locks")

@@ -192,6 +192,16 @@ def test_clearing_forgets_contents_too(store: Store, key: Key) -> None:
     assert names(store) == []
 
 
+@pytest.mark.parametrize("sweep", [lambda store: Store(store.directory), Store.prune, Store.clear])
+def test_what_dead_writers_left_is_swept(store: Store, sweep: Callable[[Store], object]) -> None:
+    left = [store.directory / folder / ".x-1.part" for folder in ("packed", "contents")]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    sweep(store)
+    assert not any(path.exists() for path in left)
+
+
 def test_an_entry_that_another_process_replaces_meanwhile_stays(
     store: Store, key: Key, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
