@@ -28,7 +28,8 @@ def page_out(address: int, length: int) -> bool:
 def discard(private: Range) -> None:
     """Give anonymous memory back; it reads as zeros afterwards. Pages that the range only touches stay.
 
-    Nobody may use the range any more. Does nothing where the system cannot.
+    Nobody may use the range any more. Does nothing where the system cannot, or where pages are locked in
+    memory. Raises OSError where the range is not mapped.
     """
     start = -(-private.address // PAGE_BYTES) * PAGE_BYTES
     length = private.end // PAGE_BYTES * PAGE_BYTES - start

@@ -92,8 +92,12 @@ def read_ahead(address: int, length: int, wanted: bool) -> None:
 
 
 def discard(address: int, length: int) -> None:
-    """Give whole pages of anonymous memory back."""
-    libc.madvise(address, length, MADV_DONTNEED)
+    """Give whole pages of anonymous memory back, unless they are locked."""
+    try:
+        libc.madvise(address, length, MADV_DONTNEED)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def prefer_large_pages(address: int, length: int) -> None:

@@ -43,6 +43,14 @@ def test_linux_without_pageout(monkeypatch: pytest.MonkeyPatch) -> None:
         linux.page_out(0, PAGE_BYTES)
 
 
+def test_linux_leaves_locked_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libc, "madvise", failing(errno.EINVAL))
+    linux.discard(0, PAGE_BYTES)
+    monkeypatch.setattr(libc, "madvise", failing(errno.ENOMEM))
+    with pytest.raises(OSError, match="memory"):
+        linux.discard(0, PAGE_BYTES)
+
+
 def test_linux_populates_by_hand_where_the_kernel_cannot(
     mapped_file: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
