@@ -8,6 +8,7 @@ from os import PathLike
 
 import numpy as np
 
+from shardload.memory.mapped import mapped_files
 from shardload.memory.pages import PAGE_BYTES, Range, clipped_length, page_span
 from shardload.memory.platform import current
 
@@ -63,6 +64,8 @@ def expect_lookups(place: Range) -> None:
     span = page_span(place.address, place.length)
     if span.count:
         current().expect_lookups(span.address, span.length)
+        if (file := mapped_files().at(span.address)) is not None:
+            file.note_lookups(Range(span.address, span.length))
 
 
 def drop_file_cache(path: str | PathLike[str], offset: int = 0, length: int | None = None) -> bool:

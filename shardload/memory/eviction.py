@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.memory.advise import page_out, populate_read
-from shardload.memory.mapped import mapped_files
+from shardload.memory.mapped import MappedFile, mapped_files
 from shardload.memory.pages import PAGE_BYTES, Range, page_span
 from shardload.memory.platform import current
 from shardload.memory.residency import resident_pages
@@ -29,7 +29,8 @@ def evict(place: Range) -> int | None:
     if not page_out(span.address, span.length) or before is None:
         return None if before is None else int(before.sum()) * PAGE_BYTES
     # Of a file of somebody else every page is said to be there: touching them would read them all.
-    if not mapped_files().give_pages(span.address):
+    file = mapped_files().at(span.address)
+    if file is not None and not file.gives_pages:
         return int(before.sum()) * PAGE_BYTES
     left = _resident(span.address, span.length)
     # Once for what was not in the page table, and once for large pages that the range has a part of: those
@@ -37,7 +38,7 @@ def evict(place: Range) -> int | None:
     for _ in range(2):
         for start, pages in runs(left):
             # A page that went meanwhile is read again: few, and they leave with the others.
-            _touch(span.address + start * PAGE_BYTES, pages * PAGE_BYTES)
+            _touch(Range(span.address + start * PAGE_BYTES, pages * PAGE_BYTES), file)
         if left.any():
             page_out(span.address, span.length)
             left = _resident(span.address, span.length)
@@ -57,10 +58,14 @@ def _resident(address: int, length: int) -> NDArray[np.bool_]:
     return pages
 
 
-def _touch(address: int, length: int) -> None:
+def _touch(place: Range, file: MappedFile | None) -> None:
     """Have pages that are in memory in the page table, and bring none of their neighbours."""
-    current().read_ahead(address, length, False)
+    read_ahead = current().read_ahead
+    read_ahead(place.address, place.length, False)
     try:
-        populate_read(address, length)
+        populate_read(place.address, place.length)
     finally:
-        current().read_ahead(address, length, True)
+        read_ahead(place.address, place.length, True)
+        for looked_up in file.lookups if file is not None else ():
+            if place.address < looked_up.end and looked_up.address < place.end:
+                read_ahead(looked_up.address, looked_up.length, False)

@@ -12,6 +12,7 @@ import os
 import threading
 from pathlib import Path
 
+from shardload.memory.pages import Range
 from shardload.memory.platform import current
 from shardload_native import libc
 
@@ -32,7 +33,13 @@ class MappedFile:
         self._files, self._number = files, number
         self.address, self.length = address, length
         self.gives_pages = gives_pages
+        self.lookups: frozenset[Range] = frozenset()
         self.users = 0
+
+    def note_lookups(self, place: Range) -> None:
+        """Remember that a part of it, in whole pages, is read without neighbours; see ``lookups``."""
+        with self._files._lock:
+            self.lookups |= {place}
 
     def release(self) -> None:
         """Use it no more; once for each time it was got."""
@@ -59,11 +66,11 @@ class MappedFiles:
         finally:
             os.close(descriptor)
 
-    def give_pages(self, address: int) -> bool:
-        """Whether the page at an address is one that this user may send away, for all that is known here."""
+    def at(self, address: int) -> MappedFile | None:
+        """The file that is mapped there."""
         with self._lock:
             found = (file for file in self._files.values() if 0 <= address - file.address < file.length)
-            return all(file.gives_pages for file in found)
+            return next(found, None)
 
     def _open(self, descriptor: int) -> MappedFile:
         status = os.fstat(descriptor)

@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shardload.memory import PAGE_BYTES, Range, eviction, populate_read, resident_bytes
+from shardload.memory import (
+    PAGE_BYTES,
+    Range,
+    eviction,
+    expect_lookups,
+    linux,
+    mapped_files,
+    populate_read,
+    resident_bytes,
+)
 from shardload.memory.eviction import evict, runs
 
 
@@ -45,8 +59,8 @@ class Kernel:
         self.owner, self.staying = owner, list(staying)
         self.populated: list[tuple[int, int]] = []
 
-    def give_pages(self, address: int) -> bool:
-        return self.owner
+    def at(self, address: int) -> Any:
+        return SimpleNamespace(gives_pages=self.owner, lookups=[])
 
     def _slice(self, address: int, length: int) -> slice:
         return slice(address // PAGE_BYTES, (address + length) // PAGE_BYTES)
@@ -163,3 +177,39 @@ def test_what_is_touched_to_leave_brings_no_neighbours(monkeypatch: pytest.Monke
     assert evict(Range(0, 8 * PAGE_BYTES)) == 0
     assert kernel.populated
     assert seen == [False, True] * len(kernel.populated)
+
+
+def advice_on(address: int) -> set[str]:
+    """What the kernel remembers of a mapped page; "rr" is random access."""
+    wanted = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            wanted = int(found[1], 16) <= address < int(found[2], 16)
+        elif wanted and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError("nothing is mapped there")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux is advised")
+@pytest.mark.parametrize("large_pages", [False, True])
+def test_what_is_looked_up_stays_so(
+    disk_path: Path, monkeypatch: pytest.MonkeyPatch, large_pages: bool
+) -> None:
+    """Before 5.18, or without large pages, the rest of a file is read with neighbours."""
+    monkeypatch.setattr(linux, "_reads_whole_large_pages", lambda: large_pages)
+    path = disk_path / "weights"
+    path.write_bytes(os.urandom(64 * PAGE_BYTES))
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
+    file = mapped_files().open(path)
+    try:
+        rows = Range(file.address + 20 * PAGE_BYTES + 7, 10 * PAGE_BYTES)
+        expect_lookups(rows)
+        for whole in (Range(file.address, file.length), rows):
+            path.read_bytes()
+            evict(whole)
+            for page, looked_up in ((0, False), (19, False), (20, True), (30, True), (31, False)):
+                flags = advice_on(file.address + page * PAGE_BYTES)
+                assert ("rr" in flags) == (looked_up or large_pages), page
+    finally:
+        file.release()

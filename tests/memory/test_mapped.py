@@ -136,8 +136,15 @@ def test_a_file_knows_whether_its_pages_may_be_sent_away(
     for allowed in (True, False):
         monkeypatch.setattr(mapped.current(), "may_send_away", lambda descriptor, allowed=allowed: allowed)
         file = files.open(path)
-        assert files.give_pages(file.address) == allowed
-        assert files.give_pages(file.address + file.length - 1) == allowed
-        assert files.give_pages(file.address - 1)
-        assert files.give_pages(file.address + file.length)
+        assert file.gives_pages == allowed
         file.release()
+
+
+def test_files_are_found_by_their_addresses(files: MappedFiles, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"other")
+    both = [files.open(path), files.open(tmp_path / "other")]
+    for file in both:
+        assert files.at(file.address) is files.at(file.address + file.length - 1) is file
+        assert files.at(file.address + file.length) is None  # within its last page
+        file.release()
+        assert files.at(file.address) is None
