@@ -74,6 +74,7 @@ class Context(Handle):
         self.vocab = model.vocab
         self.slots, self.n_vocab = params.slots, model.n_vocab
         self._cursor: Cursor | None = None
+        self._can_be_followed = True
         weights = model.retain()
         try:
             self._handle = self._create(weights)
@@ -159,10 +160,11 @@ class Context(Handle):
                 self._cursor.close()
                 self._cursor = None
             return None
-        if self._cursor is None:
+        if self._cursor is None and self._can_be_followed:
             try:
                 self._cursor = Cursor(self.pointer, self.model.llama)
             except OSError as error:
+                self._can_be_followed = False
                 logger.warning("steps of %s are not followed while they read: %s", self.model.path, error)
         return self._cursor
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from shardload.engine import Lane, scheduler
 from shardload.engine import lane as lane_module
 from shardload.engine.runner import Run
 from shardload.llama import Context, ContextParams, Model
+from shardload.llama import context as context_module
 from shardload.llama.packing import pack
 from shardload.llama.paged import PagedWeights
 from shardload.memory import Range
@@ -105,6 +108,21 @@ def test_steps_are_followed_as_long_as_weights_are_streamed(stored: tuple[Model,
             context.forget(0)
             assert context.decode([Run(0, 0, [1, 300, 301], "last")])
             assert (context._cursor is not None) == followed
+
+
+def test_without_semaphores_steps_are_computed_and_it_is_said_once(
+    stored: tuple[Model, PagedWeights], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "sem_init")
+
+    model, weights = stored
+    expected = say(model)
+    monkeypatch.setattr(context_module, "Cursor", fail)
+    weights.set_limit(total(weights) // 2)
+    with caplog.at_level(logging.WARNING, "shardload.llama"):
+        assert say(model) == expected
+    assert caplog.text.count("sem_init") == 1
 
 
 def test_a_mixture_streams(disk_path: Path, pantry: Pantry) -> None:
