@@ -13,6 +13,7 @@ from shardload import memory
 from shardload.llama.placed import Packing, PlacedTensor
 from shardload.memory import MappedFile, Range
 from shardload.shards.contents import FilePlace
+from shardload.shards.hold import Hold
 from shardload.shards.identity import FileIdentity
 from shardload_native.tensors import Tensor
 
@@ -35,6 +36,8 @@ class Loading:
     """What the model's own files were when they were mapped."""
     data_starts: dict[int, int] = field(default_factory=dict)
     """Where the first tensor of each of the model's own files is mapped, by where the file is mapped."""
+    _hold: Hold | None = None
+    """Keeps in the store what was found there."""
     _plain_buffer: int = 0
     _others: dict[tuple[Path, FileIdentity | None], MappedFile | None] = field(default_factory=dict)
     """Files that tensors were found in, by what they must be; None for one that could not be mapped."""
@@ -87,7 +90,7 @@ class Loading:
             for placed in brought:
                 self._do_without(placed)
         elif self.shelf is not None:
-            self.shelf.loaded()
+            self._hold = self.shelf.loaded()
         for placed in self.tensors:
             placed.plain_buffer = self._plain_buffer
             if placed.packing is not None and placed.packing.place is None and not self._plain_buffer:
@@ -95,9 +98,12 @@ class Loading:
             placed.show("packed")
 
     def release(self) -> None:
-        """Let go of the mappings; llama.cpp must have freed the model."""
+        """Let go of the mappings, and of the store; llama.cpp must have freed the model."""
         while self.files:
             self.files.pop().release()
+        for hold in (self._hold, *(placed.packing.hold for placed in self.tensors if placed.packing)):
+            if hold is not None:
+                hold.close()
 
     def _do_without(self, placed: PlacedTensor, *, packs: bool = False) -> None:
         """Let a tensor be as if nothing was stored of it."""

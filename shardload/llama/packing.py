@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardload.llama.model import Model
     from shardload.llama.placed import Packing, PlacedTensor
     from shardload.shards.entry import PackedKey
+    from shardload.shards.hold import Hold
     from shardload.shards.pantry import Pantry
 
 logger = logging.getLogger("shardload.llama")
@@ -173,9 +174,9 @@ def pack(
         return 0
     tensors = [placed for placed in model.unstored_tensors if placed.name in digests]
     total = sum(placed.file.length for placed in tensors)
-    moved_bytes = 0
+    moved_bytes, hold = 0, pantry.hold()
     for group in _groups(tensors):
-        moves = _Moves(model, pantry, digests)
+        moves = _Moves(model, pantry, digests, hold)
         try:
             goes_on = moves.store_all(group, stops)
         finally:
@@ -209,8 +210,8 @@ def _groups(tensors: Sequence[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
 class _Moves:
     """Tensors that are written to the store, and then used from there all at once."""
 
-    def __init__(self, model: Model, pantry: Pantry, digests: Mapping[str, str]) -> None:
-        self._model, self._pantry, self._digests = model, pantry, digests
+    def __init__(self, model: Model, pantry: Pantry, digests: Mapping[str, str], hold: Hold) -> None:
+        self._model, self._pantry, self._digests, self._hold = model, pantry, digests, hold
         self._moves: list[tuple[PlacedTensor, Range]] = []
 
     def store_all(self, group: Iterable[PlacedTensor], stops: Callable[[], bool]) -> bool:
@@ -254,8 +255,9 @@ class _Moves:
 
     def _mapped(self, key: PackedKey, packing: Packing) -> MappedFile | None:
         """A file of the store that has exactly the bytes that are in private memory."""
+        packing.hold = packing.hold or self._hold
         for _ in range(2):
-            entry = self._pantry.stored(key, memory.view(packing.private))
+            entry = self._pantry.stored(key, memory.view(packing.private), packing.hold)
             file = mapped_files().open(entry.path)
             if memory.same_bytes(Range(file.address, file.length), packing.private):
                 return file

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from shardload.memory import Range
+from shardload.shards.hold import Hold
 from shardload.shards.layouts import Layout
 from shardload_native.tensors import Tensor
 
@@ -26,6 +27,8 @@ class Packing:
     """Where they are: there, or in a mapped file; None where nobody has packed them yet."""
     buffer: int
     extra: int
+    hold: Hold | None = None
+    """Keeps in the store what was written after the load, for many tensors of the model at once."""
 
     @property
     def is_private(self) -> bool:

@@ -81,7 +81,7 @@ def decode_record(data: bytes) -> Record | None:
 def victims(entries: list[Entry], held: frozenset[str], wanted_bytes: int, build: str) -> list[Entry] | None:
     """Which entries go for ``wanted_bytes``: other builds', then the longest unused; None if not enough.
 
-    What a running process holds stays: its room would be free only when that process lets go of it.
+    What open models have mapped is held and stays: its room would be free only when those are closed.
     """
     chosen: list[Entry] = []
     free = [entry for entry in entries if entry.id not in held]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 from shardload.gguf import GGUFFile
 from shardload.shards.contents import FilePlace
 from shardload.shards.entry import Entry, PackedKey
+from shardload.shards.hold import Hold
 from shardload.shards.identity import FileIdentity
 from shardload.shards.store import Store
 from shardload_native.build import packing_build
@@ -22,15 +24,25 @@ LEAST_LENT_BYTES = 64 * 2**10
 
 
 class Pantry:
-    """A store for one build of llama.cpp on one CPU; any thread. Owns the hold on what is mapped."""
+    """A store for one build of llama.cpp on one CPU; any thread.
+
+    What a model maps is kept in the store by a hold of that model, which ends when its weights are freed.
+    """
 
     def __init__(self, store: Store, build: str) -> None:
         self.store, self.contents, self.build = store, store.contents, build
-        self._hold = store.hold()
+        self._holds: WeakSet[Hold] = WeakSet()
 
     def close(self) -> None:
-        """Let other processes prune what this one used; idempotent."""
-        self._hold.close()
+        """End all holds, also those of models that nobody closed; idempotent."""
+        for hold in list(self._holds):
+            hold.close()
+
+    def hold(self) -> Hold:
+        """Holds nothing yet; for what one model maps, whose owner closes it."""
+        hold = self.store.hold()
+        self._holds.add(hold)
+        return hold
 
     def shelf(self, paths: Sequence[Path]) -> Shelf:
         """What there is for one model, given by its parts; nothing for a file that is not known yet."""
@@ -64,23 +76,18 @@ class Pantry:
         known = self.contents.known(file)
         return known if known is not None else self.contents.remember(file, progress, stops)
 
-    def stored(self, key: PackedKey, data: memoryview) -> Entry:
-        """The entry of a packed tensor, which is written if it is not there; it is in use from now on.
+    def stored(self, key: PackedKey, data: memoryview, hold: Hold) -> Entry:
+        """The entry of a packed tensor, which is written if it is not there; it is held from now on.
 
         Raises StoreFull and StoreUnavailable.
         """
         entry = self.store.write(key, data)
-        self.use([entry])
+        hold.add([entry.id])
         return entry
 
     def distrust(self, entries: Sequence[Entry]) -> None:
         """Remove entries whose bytes are not what llama.cpp packs."""
         self.store.remove(entries)
-
-    def use(self, entries: Sequence[Entry]) -> None:
-        """Note that entries are mapped from now on."""
-        self._hold.add(entry.id for entry in entries)
-        self.store.touch(entries)
 
 
 class Shelf:
@@ -124,9 +131,12 @@ class Shelf:
             return False
         return lender.nbytes >= LEAST_LENT_BYTES
 
-    def loaded(self) -> None:
-        """The load is over: what was found is in use."""
-        self._pantry.use(self._found)
+    def loaded(self) -> Hold:
+        """The load is over: what was found is in use, until the hold is closed."""
+        hold = self._pantry.hold()
+        hold.add(entry.id for entry in self._found)
+        self._pantry.store.touch(self._found)
+        return hold
 
     def distrust(self) -> None:
         """Remove what was found: it is not what llama.cpp packs."""

@@ -35,6 +35,7 @@ from shardload.gguf import GGUFFile
 from shardload.llama.packing import pack
 from shardload.llama.placed import PlacedTensor
 from shardload.memory import Range
+from shardload.shards.hold import held_ids
 from shardload.shards.objects import Objects
 from shardload.shards.pantry import LEAST_LENT_BYTES, Pantry
 
@@ -276,6 +277,36 @@ def test_a_store_of_limited_size_keeps_what_fits(path: Path, tmp_path: Path) -> 
         assert 0 < pantry.store.used_bytes() <= 300_000
         with open_shelved(path, pantry) as model:
             assert say(model) == expected
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["packed", "opened"])
+def test_what_a_model_maps_is_held_until_it_is_closed(path: Path, pantry: Pantry, is_stored: bool) -> None:
+    holds = pantry.store.directory / "holds"
+    if is_stored:
+        pack_file(path, pantry)
+    assert held_ids(holds) == frozenset()
+    with open_shelved(path, pantry) as first, open_shelved(path, pantry) as second:
+        for model in (first, second):
+            pack(model, pantry)
+        ids = {entry.id for entry in pantry.store.entries()}
+        assert held_ids(holds) == ids != frozenset()
+        first.close()
+        assert held_ids(holds) == ids, "the other one has it mapped"
+    assert held_ids(holds) == frozenset()
+
+
+def test_closed_models_make_room_in_a_store_of_limited_size(path: Path, tmp_path: Path) -> None:
+    other = small_model(tmp_path / "other.gguf", seed=9)
+    with open_pantry(tmp_path / "measured") as pantry:
+        pack_file(path, pantry)
+        room = pantry.store.used_bytes() * 3 // 2
+    with open_pantry(tmp_path / "store", limit_bytes=room) as pantry:
+        for one in (path, other):
+            pack_file(one, pantry)
+            with open_shelved(one, pantry) as model:
+                assert model.private_tensors == []
+        with open_shelved(path, pantry) as model:
+            assert model.private_tensors != [], "it had to make room"
 
 
 def test_the_store_is_removed_while_models_compute_from_it(

@@ -39,7 +39,7 @@ def test_a_file_that_nobody_looked_at_has_nothing(pantry: Pantry, base: Path) ->
 
 def test_packed_bytes_are_found_for_the_same_order_only(pantry: Pantry, base: Path) -> None:
     key = pantry.key(digest_of(base, pantry), "q4_K", NE, "CPU_REPACK")
-    entry = pantry.stored(key, memoryview(b"packed"))
+    entry = pantry.store.write(key, memoryview(b"packed"))
     shelf = pantry.shelf([base])
     found = shelf.packed(NAME, "q4_K", NE, "CPU_REPACK")
     assert found is not None
@@ -54,21 +54,24 @@ def test_what_is_used_is_held(pantry: Pantry, base: Path) -> None:
     holds = pantry.store.directory / "holds"
     key = pantry.key(digest_of(base, pantry), "q4_K", NE, "CPU_REPACK")
     with open_pantry(pantry.store.directory) as other:
-        entry = other.stored(key, memoryview(b"packed"))
+        hold = other.hold()
+        entry = other.stored(key, memoryview(b"packed"), hold)
         assert entry.id in held_ids(holds)
-    assert held_ids(holds) == frozenset()
+    assert held_ids(holds) == frozenset(), "the pantry ends all"
     shelf = pantry.shelf([base])
     assert shelf.packed(NAME, "q4_K", NE, "CPU_REPACK") is not None
     assert held_ids(holds) == frozenset()
-    shelf.loaded()
+    hold = shelf.loaded()
     assert held_ids(holds) == {entry.id}
+    hold.close()
+    assert held_ids(holds) == frozenset()
 
 
 def test_what_was_found_can_be_distrusted(pantry: Pantry, base: Path) -> None:
     digest = digest_of(base, pantry)
     mine, other = (pantry.key(digest, "q4_K", NE, buffer) for buffer in ("CPU_REPACK", "AMX"))
     for key in (mine, other):
-        pantry.stored(key, memoryview(b"packed"))
+        pantry.store.write(key, memoryview(b"packed"))
     shelf = pantry.shelf([base])
     assert shelf.packed(NAME, "q4_K", NE, "CPU_REPACK") is not None
     shelf.distrust()
@@ -145,7 +148,7 @@ def test_a_store_that_cannot_be_written_tells(tmp_path: Path) -> None:
     store = Store(tmp_path / "file", reserve_bytes=0)
     pantry = Pantry(store, "build")
     with pytest.raises(StoreUnavailable):
-        pantry.stored(pantry.key("digest", "q4_K", NE, "CPU_REPACK"), memoryview(b"packed"))
+        pantry.stored(pantry.key("digest", "q4_K", NE, "CPU_REPACK"), memoryview(b"packed"), pantry.hold())
     pantry.close()
     pantry.close()
 
