@@ -25,6 +25,8 @@ MADV_NOHUGEPAGE = 15
 MADV_PAGEOUT = 21
 MADV_POPULATE_READ = 22
 BACKGROUND_NICENESS = 10
+LARGE_PAGE_FILE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+LARGEST_PAGE_BYTES = 4 * 2**20
 
 
 def residency(address: int, pages: int) -> NDArray[np.bool_] | None:
@@ -101,10 +103,12 @@ def discard(address: int, length: int) -> None:
 
 
 def prefer_large_pages(address: int, length: int) -> None:
-    """Ask for pages as large as there are, and for no more than the one that is touched.
+    """Ask for large pages, and for no more than the one that is touched.
 
     Otherwise one small tensor between others brings in 4 MiB or more of its neighbours.
     """
+    if not _has_large_pages():
+        return
     libc.madvise(address, length, MADV_HUGEPAGE)
     if _reads_whole_large_pages():
         libc.madvise(address, length, MADV_RANDOM)
@@ -124,7 +128,20 @@ def _reads_whole_large_pages() -> bool:
     Before that, or without them, random access is read page by page, at a fiftieth of the speed.
     """
     release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-    return release >= (5, 18) and os.path.isdir("/sys/kernel/mm/transparent_hugepage")
+    return release >= (5, 18) and _has_large_pages()
+
+
+@functools.cache
+def _has_large_pages() -> bool:
+    """Whether there are large pages, of a size to be read for any one of their bytes.
+
+    Beside ordinary ones of 16 KiB they have 32 MiB, and beside 64 KiB 512 MiB. A kernel that reads files in
+    such pieces reads far too much, and one that does not (those since 6.11) would read page by page.
+    """
+    try:
+        return int(LARGE_PAGE_FILE.read_text(encoding="ascii")) <= LARGEST_PAGE_BYTES
+    except (OSError, ValueError):
+        return False
 
 
 def yield_to_others() -> None:

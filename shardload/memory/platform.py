@@ -40,7 +40,7 @@ class Platform(Protocol):
         """Read single pages of a range as they are touched, and none beside them."""
 
     def prefer_large_pages(self, address: int, length: int) -> None:
-        """Ask for pages as large as there are; raises OSError where that cannot be asked for."""
+        """Ask for large pages of a mapped file where they are of use; only advice. Raises OSError."""
 
     def yield_to_others(self) -> None:
         """Let threads of normal priority go before the calling one, where threads have priorities."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +63,40 @@ def test_linux_populates_by_hand_where_the_kernel_cannot(
     monkeypatch.setattr(libc, "madvise", failing(errno.EFAULT))
     with pytest.raises(OSError, match="address"):
         linux.populate_read(mapped_file.address, mapped_file.length)
+
+
+@pytest.mark.parametrize(
+    ("large_page", "release", "advice", "reading"),
+    [
+        ("2097152\n", "6.8.0-45-generic", [linux.MADV_HUGEPAGE, linux.MADV_RANDOM], linux.MADV_RANDOM),
+        ("2097152\n", "5.15.0", [linux.MADV_HUGEPAGE], linux.MADV_NORMAL),
+        ("33554432\n", "6.8.0", [], linux.MADV_NORMAL),
+        ("536870912\n", "6.8.0", [], linux.MADV_NORMAL),
+        ("", "6.8.0", [], linux.MADV_NORMAL),
+        (None, "6.8.0", [], linux.MADV_NORMAL),
+    ],
+)
+def test_linux_asks_for_large_pages_that_are_small_enough(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    large_page: str | None,
+    release: str,
+    advice: list[int],
+    reading: int,
+) -> None:
+    path = tmp_path / "hpage_pmd_size"
+    if large_page is not None:
+        path.write_text(large_page)
+    given: list[int] = []
+    monkeypatch.setattr(linux, "LARGE_PAGE_FILE", path)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    monkeypatch.setattr(libc, "madvise", lambda address, length, what: given.append(what))
+    for answer in (linux._has_large_pages, linux._reads_whole_large_pages):
+        monkeypatch.setattr(linux, answer.__name__, functools.cache(answer.__wrapped__))
+    linux.prefer_large_pages(0, PAGE_BYTES)
+    assert given == advice
+    linux.read_ahead(0, PAGE_BYTES, True)
+    assert given[-1] == reading
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 10), (-5, 10), (10, 10), (15, 15)])
