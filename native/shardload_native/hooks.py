@@ -4,8 +4,9 @@ While a load runs on this thread, the slots through which libllama calls `mmap`,
 `posix_madvise` point at functions of ours: MAP_POPULATE is dropped, advice is swallowed but for our own, and
 each mapping of a file is noted. A `Host` may map the files itself, and keeps them then, and is told of each
 tensor: it may have a packed one already, which spares llama.cpp the packing. A load that needs no vocabulary
-finds the lists of the tokenizer empty. The slots are put back afterwards. Calls of other threads pass through
-unchanged.
+finds the lists of the tokenizer empty. A load during which one of the functions raised something, Ctrl-C for
+one, is not whole, and `raised_in_callbacks` has it. The slots are put back afterwards. Calls of other threads
+pass through unchanged.
 Where a slot is missing or holds something unexpected, and on platforms other than Linux, nothing is
 touched and the load is llama.cpp's ordinary one.
 """
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from shardload_native import libc
+from shardload_native.callbacks import keep
 from shardload_native.got import SlotsNotFound
 from shardload_native.library import Llama, load
 from shardload_native.slots import Slots
@@ -125,7 +127,7 @@ class LoadHooks:
         # Kept as long as anybody may call them.
         self._stand_ins = {
             name: self._ffi_of(name).callback(
-                SIGNATURES[name], getattr(self, f"_{name}"), error=failed.get(name, -1)
+                SIGNATURES[name], getattr(self, f"_{name}"), error=failed.get(name, -1), onerror=keep
             )
             for name in (*SYMBOLS, LIST_SYMBOL, *(TENSOR_SYMBOLS if tensors is not None else ()))
         }

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardload_native.callbacks import keep
+
 if TYPE_CHECKING:
     from shardload_native.interface import LlamaInterface
 
@@ -50,7 +52,9 @@ class LogRouter:
         self._ffi, self._lib = ffi, lib
         self._local = threading.local()
         # llama.cpp keeps this function: it must live as long as the process.
-        self._callback = ffi.callback("void(enum ggml_log_level, char *, void *)", self._receive)
+        self._callback = ffi.callback(
+            "void(enum ggml_log_level, char *, void *)", self._receive, onerror=keep
+        )
         self._install()
 
     def _install(self) -> None:

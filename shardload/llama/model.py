@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from shardload.llama.vocab import Vocab
 from shardload.memory import MappedFile
 from shardload.shards.identity import FileIdentity
 from shardload_native.amx import avoid_traps
+from shardload_native.callbacks import keep, raised_in_callbacks
 from shardload_native.hooks import Mapping, keeping, lazy_mapping
 from shardload_native.library import Llama, load, text
 
@@ -81,8 +82,8 @@ class Model(Handle):
     ) -> Self:
         """Map a model file, or all parts of a split one, in order.
 
-        ``progress`` is told how much is done, 0 to 1; returning False gives the load up. Raises LoadFailed
-        with llama.cpp's reason, or what ``progress`` raised.
+        ``progress`` is told how much is done, 0 to 1; returning False gives the load up. It opens and closes
+        no model. Raises LoadFailed with llama.cpp's reason, or what ``progress`` or Ctrl-C raised.
         """
         _free_found()
         params = params or ModelParams()
@@ -287,21 +288,16 @@ def _load(
     native.use_extra_bufts = params.use_extra_bufts
     native.check_tensors = params.check_tensors
     shared_vocabularies().leave_out(vocab, native)
-    raised: list[BaseException] = []
-    callback = _progress_callback(ffi, progress, raised)
-    native.progress_callback = callback
-    with llama.log.collect() as log:
+    with llama.log.collect() as log, raised_in_callbacks() as raised:
+        callback = _progress_callback(ffi, progress, raised)
+        native.progress_callback = callback
         # Layers on another device are copied there: reading ahead is right for them.
-        if params.lazy and params.gpu_layers == 0:
-            with lazy_mapping(loading, needs_tokens=vocab is None) as recording:
-                pointer = load_files(llama, paths, native)
-                if pointer != ffi.NULL:
-                    _finish(llama, pointer, paths, loading, vocab)
-            mappings = tuple(recording.mappings)
-        else:
-            pointer, mappings = load_files(llama, paths, native), ()
+        lazy = params.lazy and params.gpu_layers == 0
+        with lazy_mapping(loading, needs_tokens=vocab is None) if lazy else nullcontext() as recording:
+            pointer = load_files(llama, paths, native)
             if pointer != ffi.NULL:
-                _finish(llama, pointer, paths, loading, vocab)
+                _finish(llama, pointer, paths, loading, vocab, raised)
+        mappings = tuple(recording.mappings) if recording is not None else ()
     if pointer != ffi.NULL:
         return pointer, mappings
     if raised:
@@ -310,8 +306,17 @@ def _load(
     raise LoadFailed(str(paths[0]), "the load was given up" if cancelled else log.reason())
 
 
-def _finish(llama: Llama, pointer: Any, paths: Sequence[Path], loading: Loading, vocab: Vocab | None) -> None:
+def _finish(
+    llama: Llama,
+    pointer: Any,
+    paths: Sequence[Path],
+    loading: Loading,
+    vocab: Vocab | None,
+    raised: Sequence[BaseException],
+) -> None:
     try:
+        if raised:
+            raise raised[0]
         if vocab is not None and not shared_vocabularies().fits(vocab, paths):
             raise LoadFailed(str(paths[0]), "it was replaced while it was opened, by a file of other tokens")
         loading.finish()
@@ -321,17 +326,11 @@ def _finish(llama: Llama, pointer: Any, paths: Sequence[Path], loading: Loading,
 
 
 def _progress_callback(
-    ffi: Any, progress: Callable[[float], bool] | None, raised: list[BaseException]
+    ffi: Any, progress: Callable[[float], bool] | None, raised: Sequence[BaseException]
 ) -> Any:
-    """A C function that reports progress; without one llama.cpp prints dots."""
+    """A C function that reports progress, and ends a load that is not whole; llama.cpp prints dots without."""
 
     def report(done: float, _data: Any) -> bool:
-        if progress is None:
-            return True
-        try:
-            return bool(progress(done))
-        except BaseException as error:
-            raised.append(error)
-            return False
+        return not raised and (progress is None or bool(progress(done)))
 
-    return ffi.callback("bool(float, void *)", report, error=False)
+    return ffi.callback("bool(float, void *)", report, error=False, onerror=keep)

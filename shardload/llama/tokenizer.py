@@ -22,6 +22,7 @@ from shardload.llama.files import load_files
 from shardload.llama.tokenizer_identity import TokenizerIdentity, identify
 from shardload.llama.vocab import Vocab
 from shardload.shards.identity import FileIdentity
+from shardload_native.callbacks import raised_in_callbacks
 from shardload_native.library import Llama, load
 
 logger = logging.getLogger("shardload.llama")
@@ -213,8 +214,11 @@ def _identity_of(path: Path) -> TokenizerIdentity | None:
 def _load_vocabulary(llama: Llama, paths: Sequence[Path]) -> Any:
     native = llama.lib.llama_model_default_params()
     native.vocab_only, native.n_gpu_layers, native.use_extra_bufts = True, 0, False
-    with llama.log.collect() as log:
+    with llama.log.collect() as log, raised_in_callbacks() as raised:
         pointer = load_files(llama, paths, native)
+    if raised:
+        llama.lib.llama_model_free(pointer)  # or NULL
+        raise raised[0]
     if pointer == llama.ffi.NULL:
         raise LoadFailed(str(paths[0]), log.reason())
     return pointer
