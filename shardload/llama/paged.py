@@ -162,11 +162,7 @@ class PagedWeights:
         freed = self._send_away_second(spared)
         divisions = divide([shard.working for shard in self._in_order()], keep_bytes)
         streamed = [place for division in divisions for place in division.streamed]
-        freed += _evict(without(streamed, spared))
-        with self._lock:
-            self._cold = True
-            self._traffic = self._traffic.plus(page_outs=freed)
-        return freed
+        return freed + self._send_away(without(streamed, spared))
 
     def set_limit(self, limit_bytes: int | None) -> None:
         """Have at most so much in memory, and read the rest anew for every step; None for no limit."""
@@ -268,11 +264,10 @@ class PagedWeights:
             self._traffic = self._traffic if old is None else _with_stats(self._traffic, old)
         if made is not None:
             self._stop_reading()
-            freed = self._send_away_second()
+            self._send_away_second()
             looked_up = (shard.working for shard in self.places if shard.name == EMBEDDINGS)
-            freed += 0 if self._is_tied else _evict(place for places in looked_up for place in places)
-            with self._lock:
-                self._traffic = self._traffic.plus(page_outs=freed)
+            if not self._is_tied:
+                self._send_away(place for places in looked_up for place in places)
 
     @property
     def _mapped_limit_bytes(self) -> int:
@@ -280,7 +275,22 @@ class PagedWeights:
 
     def _send_away_second(self, spared: Sequence[Range] = ()) -> int:
         kept = merged([*spared, *self.working], gap_bytes=0)
-        return _evict(without((place for shard in self.places for place in shard.second), kept))
+        return self._send_away(without((place for shard in self.places for place in shard.second), kept))
+
+    def _send_away(self, places: Iterable[Range]) -> int:
+        """Send pages away; the bytes that left, as far as the system tells."""
+        freed = 0
+        try:
+            for place in places:
+                before = memory.resident_bytes(place.address, place.length)
+                left = evict(place)
+                if before is not None and left is not None:
+                    freed += max(before - left, 0)
+        finally:
+            with self._lock:
+                self._cold = True
+                self._traffic = self._traffic.plus(page_outs=freed)
+        return freed
 
     def _stop_reading(self) -> None:
         """Read nothing ahead any more, and wait for what is under way."""
@@ -341,14 +351,3 @@ def _resident(places: Iterable[Range]) -> int | None:
             return None
         total += count
     return total
-
-
-def _evict(places: Iterable[Range]) -> int:
-    """Send pages away; the bytes that left, as far as the system tells."""
-    freed = 0
-    for place in places:
-        before = memory.resident_bytes(place.address, place.length)
-        left = evict(place)
-        if before is not None and left is not None:
-            freed += max(before - left, 0)
-    return freed

@@ -232,6 +232,30 @@ def test_what_left_is_brought_back(stored: tuple[Model, PagedWeights]) -> None:
     assert weights.traffic.page_ins > 0
 
 
+def test_what_left_before_a_failure_is_noted_and_brought_back(
+    stored: tuple[Model, PagedWeights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, weights = stored
+    failing = max(weights.working, key=lambda place: place.address)
+    evicted: list[Range] = []
+
+    def evict(place: Range) -> int:
+        if place.address <= failing.address < place.end:
+            raise OSError("the file is gone")
+        evicted.append(place)
+        return 0
+
+    monkeypatch.setattr(paged_module, "evict", evict)
+    monkeypatch.setattr(memory, "resident_bytes", lambda address, length: length)
+    with weights.step(1, None):
+        pass
+    assert not weights._cold
+    with pytest.raises(OSError, match="gone"):
+        weights.page_out(0)
+    assert weights._cold
+    assert weights.traffic.page_outs == sum(place.length for place in evicted) > 0
+
+
 class Noted(Prefetcher):
     """Remembers what it was asked for, and brings nothing in."""
 
