@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from shardload_native import libc
 from shardload_native.got import Region, SlotsNotFound, find_slots, read_regions
 
 PROT_READ, PROT_WRITE = 1, 2
+
+# Slots of several sets may share a page, which one would protect under the other's hands.
+_writing = threading.Lock()
 
 
 class Slots:
@@ -67,11 +71,13 @@ class Slots:
 
     def write(self, slot: int, address: int) -> None:
         """Let a slot hold another address. Raises OSError where that cannot be."""
+        if slot not in self._read_only:
+            ctypes.c_size_t.from_address(slot).value = address
+            return
         page = slot & ~(mmap.PAGESIZE - 1)
-        if slot in self._read_only:
+        with _writing:
             libc.mprotect(page, mmap.PAGESIZE, PROT_READ | PROT_WRITE)
-        ctypes.c_size_t.from_address(slot).value = address
-        if slot in self._read_only:
+            ctypes.c_size_t.from_address(slot).value = address
             libc.mprotect(page, mmap.PAGESIZE, PROT_READ)
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+import threading
 
 import pytest
 
-from shardload_native import slots
+from shardload_native import libc, slots
 from shardload_native.got import SlotsNotFound, find_slots
 from shardload_native.library import load
 from shardload_native.slots import PROT_READ, Slots
@@ -65,6 +66,45 @@ def test_read_only_slots_are_writable_for_a_moment() -> None:
     with protected.pointing({"f": 2}):
         assert protected.read(slot) == 2
     assert protected.read(slot) == 1
+
+
+def test_slots_of_one_page_are_written_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    first = ctypes.addressof(ctypes.c_size_t.from_buffer(page))
+    second = first + ctypes.sizeof(ctypes.c_size_t)
+    one, two = (Slots({"f": [slot]}, frozenset({slot})) for slot in (first, second))
+    others: list[threading.Thread] = []
+    changes: list[tuple[int, int]] = []
+    waits = threading.Event()
+
+    class Lock:
+        """Tells that somebody waits for it."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            if not self._lock.acquire(blocking=False):
+                waits.set()
+                self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+
+    def protect(address: int, length: int, protection: int) -> None:
+        changes.append((threading.get_ident(), protection))
+        if not others:
+            others.append(threading.Thread(target=two.write, args=(second, 2)))
+            others[0].start()
+            assert waits.wait(30)
+
+    monkeypatch.setattr(slots, "_writing", Lock())
+    monkeypatch.setattr(libc, "mprotect", protect)
+    one.write(first, 1)
+    others[0].join(30)
+    assert (one.read(first), two.read(second)) == (1, 2)
+    mine, other = threading.get_ident(), others[0].ident
+    assert [thread for thread, _ in changes] == [mine, mine, other, other]
 
 
 def test_protection_that_fails_is_no_crash() -> None:
