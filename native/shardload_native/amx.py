@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,10 @@ logger = logging.getLogger("shardload.llama")
 State = Literal["absent", "works", "traps"]
 BUFFER_TYPE = "AMX"
 PROBE_SECONDS = 120
+WRONG_RESULT = 3
+"""What the probe ends with where it computed something else than it should; 1 is any exception."""
+# What else ends the probe is a want of memory, of which ggml aborts, or of time, and may have passed.
+LASTING = {WRONG_RESULT, -signal.SIGILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE}
 CPU_DEVICE, GGML_TYPE_Q4_0, GGML_TYPE_F32 = 0, 2, 0
 Q4_0_BLOCK_WEIGHTS = 32
 COLUMNS, ROWS = 512, 64
@@ -41,6 +46,8 @@ class AmxVerdict:
 
     state: State
     detail: str
+    lasting: bool = True
+    """Whether the next process would find the same."""
 
 
 def avoid_traps(llama: Llama) -> AmxVerdict:
@@ -97,13 +104,14 @@ def probe(buffer_type: str) -> AmxVerdict:
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return AmxVerdict("traps", f"the probe did not finish: {error}")
+        return AmxVerdict("traps", f"the probe did not finish: {error}", lasting=False)
     if child.returncode == 0:
         return AmxVerdict("works", "the probe multiplied")
+    lasting = child.returncode in LASTING
     if child.returncode < 0:
-        return AmxVerdict("traps", f"the probe died of signal {-child.returncode}")
+        return AmxVerdict("traps", f"the probe died of signal {-child.returncode}", lasting)
     last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return AmxVerdict("traps", f"the probe failed: {last}")
+    return AmxVerdict("traps", f"the probe failed: {last}", lasting)
 
 
 def cache_file() -> Path:
@@ -128,12 +136,14 @@ def build_and_cpu(llama: Llama) -> str:
 
 
 def remembered(path: Path, key: str, ask: Callable[[], AmxVerdict]) -> AmxVerdict:
-    """The verdict kept under ``key``; asked for, and kept, when there is none that can be read."""
+    """The verdict kept under ``key``; asked for when there is none that can be read, and kept if it lasts."""
     known = _read(path)
     entry = known.get(key)
     if isinstance(entry, dict) and entry.get("state") in ("works", "traps"):
         return AmxVerdict(entry["state"], str(entry.get("detail", "")))
     verdict = ask()
+    if not verdict.lasting:
+        return verdict
     known[key] = {"state": verdict.state, "detail": verdict.detail}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +206,7 @@ def main(arguments: list[str]) -> int:
     results = multiply(load(), arguments[0] if arguments else BUFFER_TYPE)
     if any(abs(result - COLUMNS) > 1 for result in results):
         print(f"wrong result: {results[0]} instead of {COLUMNS}", file=sys.stderr)
-        return 1
+        return WRONG_RESULT
     return 0
 
 

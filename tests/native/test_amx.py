@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,23 +30,54 @@ def test_the_probe_multiplies_with_every_buffer_type_but_amx(llama: Llama) -> No
         assert amx.multiply(llama, name) == pytest.approx([amx.COLUMNS] * amx.ROWS * 33, abs=1)
 
 
-def test_every_way_to_fail_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert probe("no such type").state == "traps"
-    for code, stderr, detail in (
-        (-4, "", "signal 4"),
-        (1, "a\nwrong result", "wrong result"),
-        (3, "", "no message"),
-    ):
-        child = SimpleNamespace(returncode=code, stderr=stderr)
-        monkeypatch.setattr(subprocess, "run", lambda *_, child=child, **__: child)
-        assert probe("AMX").state == "traps"
-        assert detail in probe("AMX").detail
+@pytest.mark.parametrize(
+    ("code", "stderr", "lasting", "detail"),
+    [
+        (-signal.SIGILL, "", True, "signal 4"),
+        (-signal.SIGSEGV, "", True, "signal 11"),
+        (amx.WRONG_RESULT, "a\nwrong result", True, "wrong result"),
+        (-signal.SIGKILL, "", False, "signal 9"),
+        (-signal.SIGABRT, "GGML_ASSERT", False, "signal 6"),
+        (1, "Traceback\nMemoryError", False, "MemoryError"),
+        (1, "", False, "no message"),
+    ],
+)
+def test_what_the_end_of_the_probe_says(
+    monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, lasting: bool, detail: str
+) -> None:
+    child = SimpleNamespace(returncode=code, stderr=stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: child)
+    assert (probe("AMX").state, probe("AMX").lasting) == ("traps", lasting)
+    assert detail in probe("AMX").detail
 
-    def hang(*_: object, **__: object) -> None:
-        raise subprocess.TimeoutExpired("probe", 1)
 
-    monkeypatch.setattr(subprocess, "run", hang)
-    assert "did not finish" in probe("AMX").detail
+@pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), subprocess.TimeoutExpired("p", 1)])
+def test_a_probe_that_could_not_run_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    path = tmp_path / "amx.json"
+    verdict = remembered(path, "one", lambda: probe("AMX"))
+    assert verdict.state == "traps"
+    assert "did not finish" in verdict.detail
+    assert not path.exists()
+    assert remembered(path, "one", lambda: AmxVerdict("works", "later")).state == "works"
+
+
+def test_a_probe_that_raises_may_do_better_later() -> None:
+    verdict = probe("no such type")
+    assert (verdict.state, verdict.lasting) == ("traps", False)
+
+
+def test_a_wrong_result_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(amx, "multiply", lambda *_: [1.0])
+    assert amx.main(["AMX"]) == amx.WRONG_RESULT
+    assert "wrong result: 1.0" in capsys.readouterr().err
 
 
 def test_a_type_is_dropped_for_good() -> None:
