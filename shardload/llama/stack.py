@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,7 +26,8 @@ def call_with_stack(function: Callable[[], Result], stack_bytes: int) -> Result:
     thread = threading.Thread(target=run, name="shardload-deep")
     # The size is a setting of the process for the threads started next.
     with _starting:
-        usual = threading.stack_size(stack_bytes)
+        # Some systems refuse a part of a page.
+        usual = threading.stack_size(-(-stack_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
         try:
             thread.start()
         finally:
