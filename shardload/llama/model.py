@@ -328,7 +328,7 @@ def _finish(
 def _progress_callback(
     ffi: Any, progress: Callable[[float], bool] | None, raised: Sequence[BaseException]
 ) -> Any:
-    """A C function that reports progress, and ends a load that is not whole; llama.cpp prints dots without."""
+    """A C function that reports progress, and ends a load that is not whole; without it there are dots."""
 
     def report(done: float, _data: Any) -> bool:
         return not raised and (progress is None or bool(progress(done)))
