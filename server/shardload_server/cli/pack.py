@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import typer
 
 from shardload.config import StoreConfig
-from shardload.errors import UnsupportedLlama, format_bytes
-from shardload.gguf import GGUFFile
+from shardload.errors import GGUFError, LoadFailed, ShardloadError, UnsupportedLlama, format_bytes
+from shardload.library.facts import read_facts
 from shardload.shards.store import Store
 from shardload_server.cli import console
 from shardload_server.cli.progress import Report, byte_bar
@@ -44,26 +45,51 @@ class Packed(msgspec.Struct, frozen=True):
     written_bytes: int
     there_before_bytes: int
     seconds: float
+    error: str | None = None
+    """Why it is not packed."""
 
 
 def pack_files(
     paths: Sequence[Path], settings: StoreConfig, *, as_json: bool, pack: Pack | None = None
 ) -> None:
-    """Pack files one after the other; what is in the store already is left as it is."""
+    """Pack files one after the other; what is in the store already is left as it is.
+
+    One that cannot be packed keeps no other from it; exit code 1 says at the end that there was one.
+    """
     store = open_store(settings)
     pack = pack or pack_model
-    done: list[Packed] = []
-    for parts in _models(paths):
-        started = time.perf_counter()
-        with byte_bar(f"loading {_short(parts[0])}") as report:
-            found = _interruptible(partial(pack, parts, store, report))
-        done.append(
-            Packed(str(parts[0]), found.written, found.there_before, round(time.perf_counter() - started, 3))
-        )
-        if not as_json:
-            console.stdout().print(line(done[-1]), soft_wrap=True)
+    done: dict[tuple[Path, ...], Packed] = {}
+    for path in paths:
+        parts: tuple[Path, ...] = (path.expanduser().absolute(),)
+        try:
+            parts = tuple(part.absolute() for part in read_facts(parts[0]).paths)
+            if parts in done:
+                continue
+            done[parts] = _packed(parts, store, pack)
+        except (ShardloadError, OSError) as error:
+            done[parts] = Packed(str(parts[0]), 0, 0, 0.0, _reason(error))
+            console.complain(line(done[parts]))
+        else:
+            if not as_json:
+                console.stdout().print(line(done[parts]), soft_wrap=True)
     if as_json:
-        console.print_json(done)
+        console.print_json(list(done.values()))
+    if any(packed.error for packed in done.values()):
+        raise typer.Exit(1)
+
+
+def _packed(parts: tuple[Path, ...], store: Store, pack: Pack) -> Packed:
+    started = time.perf_counter()
+    with byte_bar(f"loading {_short(parts[0])}") as report:
+        found = _interruptible(partial(pack, parts, store, report))
+    return Packed(str(parts[0]), found.written, found.there_before, round(time.perf_counter() - started, 3))
+
+
+def _reason(error: ShardloadError | OSError) -> str:
+    """What is wrong with a file, whose name is said before it."""
+    if isinstance(error, GGUFError | LoadFailed):
+        return " ".join(error.reason.split())
+    return str(console.phrase(error))
 
 
 def _interruptible(work: Callable[[Stops], PackedBytes]) -> PackedBytes:
@@ -78,15 +104,6 @@ def _interruptible(work: Callable[[Stops], PackedBytes]) -> PackedBytes:
             raise
 
 
-def _models(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
-    """Each model's parts; raises a GGUFError before anything is packed."""
-    models: dict[tuple[Path, ...], None] = {}
-    for path in paths:
-        with GGUFFile.open(path.expanduser()) as file:
-            models[tuple(part.absolute() for part in file.paths)] = None
-    return list(models)
-
-
 def _short(path: Path) -> str:
     """A file's name that leaves a bar some room."""
     return path.name if len(path.name) <= NAME_LETTERS else f"{path.name[: NAME_LETTERS - 1]}…"
@@ -95,6 +112,8 @@ def _short(path: Path) -> str:
 def line(packed: Packed) -> str:
     """What became of a file, in words."""
     name = Path(packed.path).name
+    if packed.error:
+        return f"{packed.path}: {packed.error}"
     if packed.written_bytes:
         before = (
             f"; {format_bytes(packed.there_before_bytes)} were there" if packed.there_before_bytes else ""
