@@ -39,7 +39,7 @@ LLAMA = """
     llama_memory_seq_rm llama_memory_seq_cp llama_memory_clear llama_memory_seq_pos_max
     llama_memory_seq_pos_min
     llama_state_seq_get_size llama_state_seq_get_data llama_state_seq_set_data
-    llama_encode llama_decode llama_synchronize
+    llama_encode llama_decode
     llama_get_logits_ith llama_get_embeddings_ith llama_get_embeddings_seq
     llama_sampler_chain_init llama_sampler_chain_add llama_sampler_free llama_sampler_sample
     llama_sampler_apply llama_sampler_accept llama_sampler_init_greedy llama_sampler_init_dist

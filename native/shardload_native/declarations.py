@@ -305,7 +305,6 @@ typedef struct llama_batch {
 } llama_batch;
 int32_t llama_encode( struct llama_context * ctx, struct llama_batch batch);
 int32_t llama_decode( struct llama_context * ctx, struct llama_batch batch);
-void llama_synchronize(struct llama_context * ctx);
 float * llama_get_logits_ith(struct llama_context * ctx, int32_t i);
 float * llama_get_embeddings_ith(struct llama_context * ctx, int32_t i);
 float * llama_get_embeddings_seq(struct llama_context * ctx, llama_seq_id seq_id);

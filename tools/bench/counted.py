@@ -18,7 +18,6 @@ METERED = frozenset(
         "llama_encode",
         "llama_sampler_apply",
         "llama_sampler_sample",
-        "llama_synchronize",
         "llama_tokenize",
     }
 )
