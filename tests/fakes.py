@@ -39,7 +39,6 @@ class FakeVocab:
     eos = END
     eot = END
     add_bos = True
-    has_byte_tokens = True
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return [BEGIN, *text.encode()] if add_special else list(text.encode())

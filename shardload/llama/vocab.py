@@ -66,13 +66,6 @@ class Vocab:
         self._check_open()
         return self._lists.control_tokens
 
-    @property
-    def has_byte_tokens(self) -> bool:
-        """Whether any text whatever can be encoded."""
-        if self.kind == NO_VOCABULARY:
-            return False
-        return self.kind != SENTENCE_PIECE or self.alphabet.has_all_bytes
-
     def tokenize(self, content: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The tokens of a text.
 

@@ -15,7 +15,7 @@ from shardload import memory
 from shardload.demo import demo_folder
 from shardload.engine.runner import Run
 from shardload.engine.sampling import SamplingParams
-from shardload.errors import HandleClosed, RequestError
+from shardload.errors import HandleClosed, RequestError, UnencodableText
 from shardload.llama import Context, ContextParams, Model, Vocab
 from shardload.llama.tokenizer import SharedVocabularies, shared_vocabularies
 from shardload_native.library import load
@@ -27,18 +27,25 @@ def says(vocab: Vocab) -> dict[str, Any]:
     """All that a vocabulary answers."""
     return {
         "facts": [vocab.kind, vocab.n_tokens, vocab.bos, vocab.eos, vocab.eot, vocab.add_bos, vocab.add_eos],
-        "bytes": [vocab.has_byte_tokens, vocab.alphabet],
+        "alphabet": vocab.alphabet,
         "pieces": [vocab.piece(token) for token in range(vocab.n_tokens)],
         "special": [vocab.piece(token, special=True) for token in range(vocab.n_tokens)],
         "ends": [token for token in range(vocab.n_tokens) if vocab.is_end(token)],
         "tokens": [
-            vocab.tokenize(text, add_special=special, parse_special=parsed)
-            for text in (TEXTS if vocab.has_byte_tokens else ["the end"])
+            tokens_or_why_not(vocab, text, add_special=special, parse_special=parsed)
+            for text in TEXTS
             for special in (False, True)
             for parsed in (False, True)
         ],
         "suppressed": suppressed(vocab),
     }
+
+
+def tokens_or_why_not(vocab: Vocab, text: str, **how: bool) -> list[int] | str:
+    try:
+        return vocab.tokenize(text, **how)
+    except UnencodableText as error:
+        return str(error)
 
 
 def suppressed(vocab: Vocab) -> list[int]:

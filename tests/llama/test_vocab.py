@@ -22,7 +22,7 @@ def without_bytes(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-
 
 def test_text_goes_round(model: Model) -> None:
     vocab = model.vocab
-    assert vocab.has_byte_tokens
+    assert vocab.alphabet.has_all_bytes
     assert vocab.add_bos
     tokens = vocab.tokenize("the end, ünïcode 🙂\n")
     assert tokens[0] == vocab.bos == 1
@@ -63,7 +63,7 @@ def test_half_a_surrogate_pair_is_refused(model: Model) -> None:
 
 
 def test_text_that_cannot_be_encoded_is_refused(without_bytes) -> None:  # type: ignore[no-untyped-def]
-    assert not without_bytes.has_byte_tokens
+    assert not without_bytes.alphabet.has_all_bytes
     assert without_bytes.detokenize(without_bytes.tokenize("the cat")[1:]) == "the cat"
     for text, offender in (("the Ünit", "Ü"), ("a\nb", "\\n"), ("日本", "日"), ("x\0", "\\x00")):
         with pytest.raises(UnencodableText) as caught:
@@ -101,7 +101,6 @@ def test_missing_begin_token_is_not_asked_for(tmp_path: Path) -> None:
 
 def test_word_pieces(tmp_path: Path) -> None:
     with Model.open([write_bert(tmp_path / "bert.gguf")]) as model:
-        assert model.vocab.has_byte_tokens
         assert model.vocab.tokenize("The dog ran.") == [2, 4, 5, 7, 8, 3]
         assert model.vocab.tokenize("Ω") == [2, 1, 3]
 
@@ -110,7 +109,6 @@ def test_words_that_are_too_long_for_the_stack(tmp_path: Path) -> None:
     path = write_llama(tmp_path / "pairs.gguf", splitting="deepseek-llm", add_bos=False)
     with Model.open([path]) as model:
         vocab = model.vocab
-        assert vocab.has_byte_tokens
         assert vocab.detokenize(vocab.tokenize("the é thé")) == "the é thé"
         for letter in ("a", "!", " ", "1"):
             assert len(vocab.tokenize(letter * 120_000)) == 120_000
