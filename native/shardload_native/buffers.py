@@ -32,7 +32,6 @@ SYMBOL = "ggml_backend_alloc_ctx_tensors_from_buft"
 CLEAR_SYMBOL = "ggml_backend_buffer_clear"
 SIGNATURE = "ggml_backend_buffer_t(struct ggml_context *, ggml_backend_buffer_type_t)"
 CLEAR_SIGNATURE = "void(ggml_backend_buffer_t, uint8_t)"
-MADV_DONTNEED = 4
 Buffers = list[tuple[int, int]]
 """Address and length of each."""
 
@@ -92,7 +91,7 @@ class BufferHook:
         if end <= start:
             return False
         try:
-            libc.madvise(start, end - start, MADV_DONTNEED)
+            libc.madvise(start, end - start, mmap.MADV_DONTNEED)
         except OSError:
             return False
         for edge, after in ((base, start), (end, base + length)):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import mmap
 import os
 import sys
 import threading
@@ -43,9 +44,6 @@ TENSOR_SYMBOLS = ("ggml_backend_tensor_alloc", "ggml_backend_tensor_set")
 LIST_SYMBOL = "gguf_get_arr_n"
 TOKENIZER_PREFIX = b"tokenizer.ggml."
 MAP_ANONYMOUS, MAP_POPULATE = 0x20, 0x8000
-# Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every 4 KiB,
-# which is a tenth of the time. File systems without large folios, and kernels set to never, ignore it.
-MADV_HUGEPAGE = 14
 SIGNATURES = {
     "mmap": "intptr_t(uintptr_t, size_t, int, int, int, long)",
     "munmap": "int(uintptr_t, size_t)",
@@ -174,7 +172,10 @@ class LoadHooks:
             return own
         start = int(self._libc.mmap(address, length, protection, flags & ~MAP_POPULATE, file, offset))
         if start != libc.MAP_FAILED:
-            self._libc.madvise(start, length, MADV_HUGEPAGE)
+            # Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every
+            # 4 KiB, which is a tenth of the time. File systems without large folios, and kernels set to never,
+            # ignore it.
+            self._libc.madvise(start, length, mmap.MADV_HUGEPAGE)
             path = os.readlink(f"/proc/self/fd/{file}")
             recording.mappings.append(Mapping(start, length, path, offset))
         return start

@@ -1,4 +1,4 @@
-"""The C library's calls on memory that Python has no words for. Nothing is loaded before the first call."""
+"""The C library's calls that Python has no words for, most on memory. Nothing is loaded before the first."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ DECLARATIONS = """
     int posix_madvise(uintptr_t address, size_t length, int advice);
     long syscall(long number, ...);
     int malloc_trim(size_t pad);
+    int sem_init(void *semaphore, int shared, unsigned int value);
+    int sem_destroy(void *semaphore);
+    int sem_post(void *semaphore);
+    int sem_getvalue(void *semaphore, int *value);
 """
 PROT_READ, MAP_SHARED, MAP_FAILED = 1, 1, -1
 CACHESTAT = 451  # one number for every architecture that Linux still adds system calls to

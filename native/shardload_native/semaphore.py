@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import functools
 import os
-from typing import Any
 
-import cffi
+from shardload_native import libc
 
-DECLARATIONS = """
-    int sem_init(void *semaphore, int shared, unsigned int value);
-    int sem_destroy(void *semaphore);
-    int sem_post(void *semaphore);
-    int sem_getvalue(void *semaphore, int *value);
-"""
 # No C library's sem_t is larger than 32 bytes.
 SEMAPHORE_WORDS = 16
 LARGEST_VALUE = 2**31 - 1
@@ -28,7 +19,7 @@ class Semaphore:
     """
 
     def __init__(self, value: int = 0) -> None:
-        self._ffi, self._library = _semaphores()
+        self._ffi, self._library = libc.calls()
         self._memory = self._ffi.new(f"uint64_t[{SEMAPHORE_WORDS}]")
         self._answer = self._ffi.new("int *")
         self.address = int(self._ffi.cast("uintptr_t", self._memory))
@@ -56,17 +47,3 @@ class Semaphore:
         if self._library.sem_post(self._memory) != 0:
             code = self._ffi.errno
             raise OSError(code, f"sem_post: {os.strerror(code)}")
-
-
-@functools.cache
-def _semaphores() -> tuple[Any, Any]:
-    untyped: Any = cffi
-    ffi = untyped.FFI()
-    ffi.cdef(DECLARATIONS)
-    try:
-        library = ffi.dlopen(None)
-        for name in ("sem_init", "sem_post", "sem_getvalue"):
-            getattr(library, name)
-    except (OSError, AttributeError) as error:
-        raise OSError(errno.ENOSYS, "this system has no POSIX semaphores") from error
-    return ffi, library
