@@ -84,10 +84,9 @@ class Server(uvicorn.Server):
             self._loop.remove_signal_handler(signal.SIGHUP)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop on the first signal when answers have ended, on a second interrupt at once."""
+        """Stop on the first signal when answers have ended, on a second one at once."""
         # uvicorn would raise the signal again at the end: a stop that was asked for is a success here.
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
+        self.force_exit = self.should_exit
         self.should_exit = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._tell_application)

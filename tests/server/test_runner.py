@@ -32,15 +32,17 @@ def test_a_stop_lets_the_running_answer_end(host, answer):
         assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
-def test_a_second_interrupt_cuts_answers_off(host, answer):
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_cuts_answers_off(host, answer, first, second):
     hosted = host()
     endless = hosted.call(lambda: answer("ada").say("some"))
     hosted.served.service.answers.append(endless)
     with httpx.stream("POST", f"{hosted.url}/v1/chat/completions", json=BODY) as response:
         lines = response.iter_lines()
         next(lines)
-        hosted.server.handle_exit(signal.SIGINT, None)
-        hosted.server.handle_exit(signal.SIGINT, None)
+        hosted.server.handle_exit(first, None)
+        hosted.server.handle_exit(second, None)
         assert "shutting_down" in [line for line in lines if line][-1]
     hosted.call(endless.closed.wait)
 

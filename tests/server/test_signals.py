@@ -80,16 +80,17 @@ def test_a_stop_under_load(start, shutdown_seconds):
         httpx.get(f"{url}/health")
 
 
-def test_a_second_interrupt_ends_at_once(start):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(start, number):
     process, url = start(60)
     with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.stderr is not None
         while "may finish" not in process.stderr.readline():
             pass
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert code_of([line for line in lines if line][-1].removeprefix("data: ")) == "shutting_down"
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
