@@ -173,8 +173,8 @@ class LoadHooks:
         start = int(self._libc.mmap(address, length, protection, flags & ~MAP_POPULATE, file, offset))
         if start != libc.MAP_FAILED:
             # Weights are read through from end to end for each token: pages of 2 MiB spare a table walk every
-            # 4 KiB, which is a tenth of the time. File systems without large folios, and kernels set to never,
-            # ignore it.
+            # 4 KiB, which is a tenth of the time. File systems without large folios, and kernels set to
+            # never, ignore it.
             self._libc.madvise(start, length, mmap.MADV_HUGEPAGE)
             path = os.readlink(f"/proc/self/fd/{file}")
             recording.mappings.append(Mapping(start, length, path, offset))
