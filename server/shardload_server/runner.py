@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -71,8 +72,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Listen for the signals that stop, and for the one that asks for the configuration anew."""
-        if self._loop is None or self._reload_config is None or not hasattr(signal, "SIGHUP"):
+        """Listen for the signals that stop, and for the one that asks to look again."""
+        in_main = threading.current_thread() is threading.main_thread()
+        if self._loop is None or not in_main or not hasattr(signal, "SIGHUP"):
             with super().capture_signals():
                 yield
             return
@@ -114,10 +116,10 @@ class Server(uvicorn.Server):
             await self._reload()
 
     async def _reload(self) -> None:
-        if (stack := self._stack) is None or self._reload_config is None:
+        if (stack := self._stack) is None:
             return
         try:
-            await stack.reconfigure(self._reload_config())
+            await stack.reconfigure(self._reload_config() if self._reload_config else stack.config)
         except ShardloadError as error:
             logger.error("the configuration stays as it was: %s", error)
         except Exception:
@@ -125,7 +127,7 @@ class Server(uvicorn.Server):
 
 
 def serve(config: Config, *, ready: Ready | None = None, reload: Reload | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; ``reload`` reads the configuration anew on SIGHUP.
+    """Serve until SIGTERM or SIGINT; ``reload`` reads the configuration anew on SIGHUP, else it stays.
 
     ``ready`` is called with the port once requests are taken. Raises ConfigError when the address cannot
     be had, and any ShardloadError that keeps the parts from opening.

@@ -73,6 +73,15 @@ def test_a_signal_ends_the_server_in_peace(number: signal.Signals) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
+def test_sighup_without_a_configuration_ends_nothing() -> None:
+    with serving(demo_folder() / "embed.gguf") as server:
+        server.process.send_signal(signal.SIGHUP)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(STOP_SECONDS) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
 def test_sighup_reads_the_configuration_again(tmp_path: Path) -> None:
     path = tmp_path / "shardload.toml"
     text = f'files = ["{demo_folder() / "embed.gguf"}"]\n[server]\napi_keys = ["first"]\n'
