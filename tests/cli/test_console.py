@@ -44,3 +44,18 @@ def test_programs_get_a_row_in_one_line(
     made.add_row("a-name-of-many-letters-" * 10, "open")
     stdout().print(made)
     assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_programs_get_no_blanks_at_the_end_of_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = table("model", "for")
+    made.add_row("a", "chat, completion")
+    made.add_row("b", "embedding")
+    for columns in ("", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        stdout().print(made)
+        printed = capsys.readouterr().out
+        assert [line.split() for line in printed.splitlines()][-1] == ["b", "embedding"]
+        assert printed.endswith("embedding\n")
+        assert [line for line in printed.splitlines() if line != line.rstrip()] == []
