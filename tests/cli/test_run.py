@@ -101,6 +101,34 @@ def test_clear_keeps_the_system_message(parrot: Parrot, typed: Callable[..., Non
     assert parrot.heard[1][0]["role"] == "system"
 
 
+@pytest.mark.parametrize("word", ["/help", "/?"])
+def test_help_says_what_there_is(
+    parrot: Parrot, typed: Callable[..., None], capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    typed(word)
+    command.run(OPTIONS, None)
+    assert parrot.heard == []
+    told = capsys.readouterr().err
+    assert [told.count(known) for known in ("/bye", "/clear", "/?")] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("line", ["/set parameter seed 3", "/Clear", "/unknown"])
+def test_what_is_no_command_is_told_and_not_asked(
+    parrot: Parrot, typed: Callable[..., None], capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    typed("hello", line, "again")
+    command.run(OPTIONS, None)
+    assert contents(parrot.heard[-1]) == ["hello", "you said hello", "again"]
+    assert f"{line.split()[0]} is no command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["/etc/hosts is what?", "/ is a slash", "what is /etc"])
+def test_a_slash_alone_is_no_command(parrot: Parrot, typed: Callable[..., None], line: str) -> None:
+    typed(line)
+    command.run(OPTIONS, None)
+    assert contents(parrot.heard[-1]) == [line]
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(
     parrot: Parrot, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,9 +16,12 @@ from shardload_server.cli.talk import RunOptions, Talker, talker
 from shardload_server.cli.typewriter import Typewriter
 
 HISTORY_LINES = 1000
-HINT = "Ctrl-C stops an answer, Ctrl-D or /bye leaves, /clear starts over."
+HINT = "Ctrl-C stops an answer, Ctrl-D or /bye leaves, /clear starts over, /? helps."
 LEAVING = ("/bye", "/exit", "/quit")
 """What people type who come from other programs."""
+HELP = ("/?", "/help")
+COMMAND = re.compile(r"/[\w?]+(?!\S)")
+"""What begins as a command does; a path has a second slash."""
 
 
 def run(options: RunOptions, prompt: str | None) -> None:
@@ -69,6 +73,10 @@ def _converse(source: Talker, options: RunOptions) -> None:
         while (line := _ask()) is not None and line not in LEAVING:
             if line == "/clear":
                 messages = _opening(options)
+            elif line in HELP:
+                console.stderr().print(HINT, style="bright_black")
+            elif found := COMMAND.match(line):
+                console.complain(f"{found[0]} is no command: /? shows what there is")
             elif line:
                 messages = _turn(source, messages, line)
     if line is None:
