@@ -92,9 +92,9 @@ class Balance:
         return self.ledger.used_bytes() - self.ledger.leaving_bytes() - self.budget_bytes
 
     def _adjustable(self) -> list[Weights]:
-        """Weights in use whose pages nothing is happening to."""
+        """Weights in use that may get another limit now."""
         return [
             weights
             for weights in self.ledger.weights.values()
-            if weights.state == "open" and weights.active and not weights.moving
+            if weights.state == "open" and weights.active and weights.may_be_resized
         ]

@@ -59,7 +59,7 @@ class Effects:
         for resize in actions.resizes:
             self._start(self._resize, resize)
         for instance in actions.parks:
-            self._start(self.park, instance)
+            self._start(self.park, instance, instance.uses)
         for instance in actions.closes:
             self._start(self.close, instance, "evicted")
 
@@ -70,7 +70,7 @@ class Effects:
         for weights in settled.weights:
             self._start(self.close_weights, weights)
         for instance in settled.parks:
-            self._start(self.park, instance)
+            self._start(self.park, instance, instance.uses)
 
     async def open(self, instance: Instance) -> None:
         """Open an instance that memory was promised to, and its weights unless they are open."""
@@ -187,8 +187,11 @@ class Effects:
 
         share = "in memory as a whole" if limit is None else f"streaming with {format_bytes(limit)} in memory"
         logger.info("%s: %s", weights.name, share)
-        await self._moved(weights, weights.size_bytes if limit is None else limit, change(weights.handle))
-        weights.limit_bytes = limit
+        kept_bytes = weights.size_bytes if limit is None else limit
+        if await self._moved(weights, kept_bytes, change(weights.handle)):
+            weights.limit_bytes = limit
+        else:
+            weights.refused_resize()
         self._listener.turn()
 
     async def _send_away(self, weights: Weights, keep_bytes: int) -> int:
@@ -201,19 +204,21 @@ class Effects:
                 hotter.append(other.handle)
         return await self._opener.page_out(weights.handle, keep_bytes, hotter)
 
-    async def _moved(self, weights: Weights, keep_bytes: int, move: Coroutine[Any, Any, int]) -> None:
-        """Bring a move of pages to its end, and see what it has brought."""
-        freed_bytes = 0
+    async def _moved(self, weights: Weights, keep_bytes: int, move: Coroutine[Any, Any, int]) -> bool:
+        """Bring a move of pages to its end, and see what it has brought; False where it failed."""
+        freed_bytes, failed = 0, False
         try:
             freed_bytes = await move
         except (Exception, CancelledError):
             logger.exception("moving the pages of %s failed", weights.name)
+            failed = True
         await self.measure()
         weights.finish_move(keep_bytes, freed_bytes)
+        return not failed
 
-    async def park(self, instance: Instance) -> None:
-        """Park the KV state of an idle instance and give its memory back."""
-        uses, freed_bytes = instance.uses, 0
+    async def park(self, instance: Instance, uses: int) -> None:
+        """Park the KV state of an instance that was idle after so many uses, and give its memory back."""
+        freed_bytes = 0
         assert instance.handle is not None, "open instances have a handle"
         try:
             freed_bytes = await self._opener.park_instance(instance.handle)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from fake_library import OpenLibrary, moves
 from fake_opener import CONTEXT_BYTES, ONE_MODEL, VOCABULARY_BYTES
@@ -180,3 +182,29 @@ async def test_a_little_more_is_freed_than_is_wanted(open_library: OpenLibrary) 
         # Of 200 MiB a 64th, in whole MiB, beside the 70 that are missing.
         kept = [move[2] for move in moves(library, "page out")]
         assert sum(90 * unit - keep for keep in kept if isinstance(keep, int)) // unit == 73
+
+
+async def test_a_limit_that_cannot_be_set_is_not_counted(
+    open_library: OpenLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_library("a", budget=2, max_wait_seconds=10) as library:
+        refusals = []
+
+        async def refuse(weights: object, limit_bytes: int | None) -> None:
+            refusals.append(limit_bytes)
+            raise OSError(errno.EAGAIN, "no thread")
+
+        held = await library.lease("a")
+        library.opener.compute(held.engine)  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr(library.opener, "set_resident_limit", refuse)
+            library.manager._budget.configured = ONE_MODEL - 20
+            library.manager.turn()
+            await library.pass_time(10)
+            assert (library.status("a").state, len(refusals)) == ("open", 1)
+            assert library.used_bytes == library.opener.open_bytes == ONE_MODEL
+        held.release()
+        again = await library.lease("a")
+        assert library.status("a").state == "streaming"
+        assert library.used_bytes <= ONE_MODEL - 20
+        again.release()
