@@ -126,8 +126,6 @@ class Weights:
     """Whether an effect on its pages is under way."""
     refused_at: int = -1
     """After how many uses it could not be given another limit; it is not tried again before the next."""
-    refused_at: int = -1
-    """After how many uses it could not be given another limit; it is not tried again before the next."""
     closes: bool = False
     """Whether it is closed as soon as no instance is on it."""
     drop_pages: bool = False
@@ -192,15 +190,6 @@ class Weights:
         self.second_allowed = allowed
         if allowed:
             self.granted_second_bytes = self.second_total_bytes
-
-    @property
-    def may_be_resized(self) -> bool:
-        """Whether another limit is worth trying."""
-        return not self.moving and self.refused_at != self.uses
-
-    def refused_resize(self) -> None:
-        """Note that it could not be given another limit."""
-        self.refused_at = self.uses
 
     @property
     def may_be_resized(self) -> bool:
