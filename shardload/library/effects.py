@@ -191,7 +191,7 @@ class Effects:
         if await self._moved(weights, kept_bytes, change(weights.handle)):
             weights.limit_bytes = limit
         else:
-            weights.refused_resize()
+            weights.note_refused_resize()
         self._listener.turn()
 
     async def _send_away(self, weights: Weights, keep_bytes: int) -> int:
