@@ -171,6 +171,17 @@ def test_no_server(invoke: Invoke) -> None:
     assert "shardload serve" in result.stderr
 
 
+def test_a_name_that_no_host_has(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    result = invoke("ps", "--url", "foo")
+    assert result.exit_code == 1
+    words = "foo is no URL of a server: Name or service not known; write it like http://127.0.0.1:8080"
+    assert " ".join(result.stderr.split()) == words
+
+
 def test_no_url(invoke: Invoke) -> None:
     result = invoke("ps", "--url", "http://[broken")
     assert result.exit_code == 1

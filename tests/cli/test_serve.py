@@ -5,14 +5,16 @@ import shlex
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import Result
 
-from shardload.config import Config
+from shardload.config import Config, KvType
 from shardload.errors import ConfigError, UnsupportedLlama
 from shardload.library.catalog import Catalog
 from shardload.runtime import Parts
+from shardload_server.cli.options import KV_TYPES
 from shardload_server.cli.serve import ServeOptions, announce, base_url, configure, curl_lines
 
 Invoke = Callable[..., Result]
@@ -51,7 +53,13 @@ def test_store_and_kv_type(model_file: Path, tmp_path: Path) -> None:
 
 
 def test_a_kv_type_that_is_none(invoke: Invoke, model_file: Path) -> None:
-    assert invoke("serve", model_file, "--kv-type", "q9").exit_code == 2
+    result = invoke("serve", model_file, "--kv-type", "q9")
+    assert result.exit_code == 2
+    assert "'--kv-type': 'q9' is none of f16, q8_0, q4_0" in result.stderr
+
+
+def test_kv_types_are_those_of_a_configuration() -> None:
+    assert set(KV_TYPES) == set(get_args(KvType))
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -45,12 +44,15 @@ StoreOption = Annotated[
 ]
 
 
-class KvType(StrEnum):
-    """What keys and values may be kept as."""
+KV_TYPES = ("f16", "q8_0", "q4_0")
+"""What keys and values may be kept as."""
 
-    f16 = "f16"
-    q8_0 = "q8_0"
-    q4_0 = "q4_0"
+
+def _kv_type(name: str | None) -> str | None:
+    """One of them; an enumeration's own complaint has words of the library that checks it."""
+    if name is not None and name not in KV_TYPES:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(KV_TYPES)}")
+    return name
 
 
 PathsArgument = Annotated[
@@ -72,8 +74,10 @@ ParallelOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, max=256, help="Requests at once per model.  [4]")
 ]
 KvTypeOption = Annotated[
-    KvType | None,
-    typer.Option("--kv-type", metavar="TYPE", help="Of the KV cache: f16, q8_0 or q4_0.  [f16]"),
+    str | None,
+    typer.Option(
+        "--kv-type", metavar="TYPE", callback=_kv_type, help="Of the KV cache: f16, q8_0 or q4_0.  [f16]"
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(metavar="N", min=0, help="Compute threads.  [all physical cores]")

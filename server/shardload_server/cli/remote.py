@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import format_bytes
 from shardload_server.cli import console
+from shardload_server.cli.options import DEFAULT_URL
 
 if TYPE_CHECKING:
     import httpx
@@ -37,7 +38,9 @@ class Server:
         try:
             with httpx.Client(base_url=base.rstrip("/"), headers=headers, timeout=timeout) as client:
                 yield client
-        except httpx.ConnectError:
+        except httpx.ConnectError as error:
+            if (reason := _no_host(error)) is not None:
+                console.fail(f"{self.url} is no URL of a server: {reason}; write it like {DEFAULT_URL}")
             console.fail(
                 f"no server answers at {self.url}: start one with `shardload serve`, "
                 "or say where it is with --url or SHARDLOAD_URL"
@@ -47,6 +50,18 @@ class Server:
         """One request; returns the decoded JSON, and ends the command on any status but 2xx."""
         with self.client() as client:
             return checked(client.request(method, path, json=body))
+
+
+def _no_host(error: BaseException) -> str | None:
+    """Why a name leads to no address; None where it was not the name that failed."""
+    import socket
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def checked(response: httpx.Response) -> Any:

@@ -63,7 +63,7 @@ def configure(options: ServeOptions) -> Config:
             config.engine,
             ctx=options.ctx,
             parallel=options.parallel,
-            kv_type=str(options.kv_type) if options.kv_type else None,
+            kv_type=options.kv_type,
             threads=options.threads,
             gpu_layers=options.gpu_layers,
         ),
