@@ -63,7 +63,7 @@ class Runtime:
     """An event loop on a daemon thread with the parts on it; any thread may call.
 
     Closed by ``close``, or at the end of the process. A thread of a pool would not do: the interpreter waits
-    for those before anybody is told that it ends.
+    for those before anybody is told that it ends. In a forked child it is closed from the beginning.
     """
 
     def __init__(self, config: Config, assemble: Assemble = assembled) -> None:
@@ -82,11 +82,12 @@ class Runtime:
         except Exception:
             thread.join()
             raise
+        self._thread = thread
         self._close = weakref.finalize(self, _stop, self._portal, thread)
 
     @property
     def closed(self) -> bool:
-        return not self._close.alive
+        return not self._close.alive or not self._thread.is_alive()
 
     @overload
     def call(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T: ...
@@ -188,5 +189,6 @@ async def _main(
 
 
 def _stop(portal: BlockingPortal, thread: threading.Thread) -> None:
-    portal.start_task_soon(portal.stop)
-    thread.join()
+    if thread.is_alive():  # in a forked child only the thread that forked is
+        portal.start_task_soon(portal.stop)
+        thread.join()

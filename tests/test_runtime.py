@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -103,3 +104,55 @@ def test_a_program_that_forgets_to_close_still_ends_in_order() -> None:
         [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.split("\n") == ["end", "taken apart", ""]
+
+
+OPEN = """
+import os, sys, threading
+import shardload
+from shardload.demo import demo_folder
+from shardload.errors import HandleClosed
+
+model = shardload.open(demo_folder() / "pirate.gguf")
+model.generate("Hello", max_tokens=2)
+"""
+OUTLIVING = """
+def work():
+    threading.main_thread().join()
+    model.generate("Hello", max_tokens=2)
+    shardload.open(demo_folder() / "fable.gguf").generate("Hello", max_tokens=2)
+
+threading.Thread(target=work).start()
+"""
+FORKING = """
+if (child := os.fork()) == 0:
+    try:
+        model.generate("Hello", max_tokens=2)
+    except HandleClosed:
+        sys.exit(4)
+_, status = os.waitpid(child, 0)
+model.generate("Hello", max_tokens=2)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("rest", "code", "told"),
+    [
+        pytest.param("", 0, "", id="at its last line"),
+        pytest.param("sys.exit(3)", 3, "", id="exits"),
+        pytest.param("raise KeyError('mine')", 1, "KeyError: 'mine'", id="fails"),
+        pytest.param("answer = model.chat('Hello', stream=True); next(iter(answer))", 0, "", id="answers"),
+        pytest.param(OUTLIVING, 0, "", id="leaves a thread"),
+        pytest.param(
+            FORKING, 4, "", id="forks", marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+        ),
+    ],
+)
+def test_models_that_nobody_closes_end_with_the_program(rest: str, code: int, told: str) -> None:
+    done = subprocess.run([sys.executable, "-c", OPEN + rest], capture_output=True, text=True, timeout=60)
+    *above, last = done.stderr.splitlines() or [""]
+    assert (done.returncode, last) == (code, told), done.stderr
+    assert [line.split(",")[0] for line in above if line.startswith("  File")] == (
+        ['  File "<string>"'] if told else []
+    ), done.stderr
