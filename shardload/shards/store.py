@@ -298,7 +298,9 @@ class Store:
         disk = os.statvfs(place)
         free = disk.f_bavail * disk.f_frsize
         if free < nbytes + self.reserve_bytes:
-            raise StoreFull(self.directory, f"the disk has {format_bytes(free)} left")
+            wanted, left, reserve = (format_bytes(size) for size in (nbytes, free, self.reserve_bytes))
+            reason = f"the disk has {left} left, and {reserve} of it stay free for others"
+            raise StoreFull(self.directory, f"no room for {wanted}: {reason}")
 
     def _remove(self, entry: Entry) -> bool:
         return self._remove_id(entry.id)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_the_store(tmp_path: Path) -> None:
     assert "4.0 KiB of 20.0 GiB in 1 tensor" in store_check(StoreConfig(directory=str(tmp_path))).detail
     small = StoreConfig(directory=str(tmp_path), limit=8192)
     assert "4.0 KiB of 8.0 KiB in 1 tensor" in store_check(small).detail
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(2**30, "ok"), (2**30 - 1, "note")])
+def test_a_disk_that_is_nearly_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, verdict: str
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    check = store_check(StoreConfig(directory=str(tmp_path)))
+    assert check.verdict == verdict
+    assert ("nothing is added below 1.0 GiB" in check.detail) == (verdict == "note")
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

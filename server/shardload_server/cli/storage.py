@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 from shardload.assembly import store_of
 from shardload.config import StoreConfig
@@ -25,9 +24,11 @@ def store_check(settings: StoreConfig) -> Check:
     place = next(path for path in (directory, *directory.parents) if path.exists())
     if not os.access(place, os.W_OK | os.X_OK):
         return Check("store", "note", f"{directory} cannot be written: {WITHOUT}")
-    return Check(
-        "store", "ok", f"{directory}: {_contents(store, settings.limit)}; {_free(place)} free on the disk"
-    )
+    free_bytes = shutil.disk_usage(place).free
+    found = f"{directory}: {_contents(store, settings.limit)}; {format_bytes(free_bytes)} free on the disk"
+    if free_bytes < store.reserve_bytes:
+        return Check("store", "note", f"{found}: nothing is added below {format_bytes(store.reserve_bytes)}")
+    return Check("store", "ok", found)
 
 
 def _contents(store: Store, limit_bytes: int) -> str:
@@ -36,7 +37,3 @@ def _contents(store: Store, limit_bytes: int) -> str:
     entries = store.entries()
     used = format_bytes(sum(entry.nbytes for entry in entries))
     return f"{used} of {format_bytes(limit_bytes)} in {console.count(len(entries), 'tensor')}"
-
-
-def _free(place: Path) -> str:
-    return format_bytes(shutil.disk_usage(place).free)
