@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from shardload.chat.messages import Message, parse_messages
 from shardload.config import Config, EngineConfig, MemoryConfig, load_config
-from shardload.errors import ConfigError, NotGGUF
+from shardload.errors import ConfigError, NoSuchFile, NotGGUF, UnreadableFile
 from shardload.generation import Generation
 from shardload.library.entry import ModelEntry
+from shardload.library.facts import read_facts
 from shardload.library.lease import Lease
 from shardload.library.status import ModelStatus
 from shardload.quantities import parse_budget, parse_duration
@@ -252,7 +253,8 @@ def open(  # noqa: A001
 
     ``ctx`` is the context in tokens (default: the model's, at most 4096), ``slots`` how many requests it
     answers at once, ``threads`` those that compute, ``config`` a configuration to start from, which names no
-    models. Raises GGUFError, ConfigError and ModelUnavailable.
+    models. Raises GGUFError, ConfigError and ModelUnavailable; where there is no such file, or no permission
+    to read it, the GGUFError is a FileNotFoundError or a PermissionError as well.
 
     >>> with shardload.open(path) as model:
     ...     for piece in model.generate("Once upon a time there", stream=True, max_tokens=3, temperature=0):
@@ -261,8 +263,7 @@ def open(  # noqa: A001
     ' a'
     ...
     """
-    if Path(path).is_dir():
-        raise NotGGUF(path, "is a folder: `shardload serve` and shardload.Manager serve all models of one")
+    _check_file(Path(path).expanduser().absolute())
     manager = Manager(
         path, ctx=ctx, slots=slots, threads=threads, gpu_layers=gpu_layers, keep_alive=-1, config=config
     )
@@ -274,6 +275,20 @@ def open(  # noqa: A001
         return OpenModel(manager, manager.entry(name), owns=True)
     except BaseException:
         manager.close()
+        raise
+
+
+def _check_file(path: Path) -> None:
+    """Raise what is wrong with the one file that is to be opened; a catalog would log it and go on."""
+    if path.is_dir():
+        raise NotGGUF(path, "is a folder: `shardload serve` and shardload.Manager serve all models of one")
+    try:
+        read_facts(path)
+    except NotGGUF as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise NoSuchFile(path) from None
+        if isinstance(error.__cause__, PermissionError):
+            raise UnreadableFile(path) from None
         raise
 
 

@@ -4,6 +4,8 @@
     ├── ConfigError                 a configuration file or option is wrong
     ├── GGUFError                   a file is not a GGUF that can be served
     │   ├── NotGGUF                 wrong magic, empty, or not a regular file
+    │   │   ├── NoSuchFile          it is not there; a FileNotFoundError, too
+    │   │   └── UnreadableFile      it may not be read; a PermissionError, too
     │   ├── UnsupportedGGUF         version, byte order or tensor type that this build cannot read
     │   ├── CorruptGGUF             a count, length, offset or value contradicts the file
     │   └── MissingSplit            a part of a split file is not there
@@ -32,6 +34,7 @@ Servers map classes to statuses by type and never by text.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from os import PathLike, fspath
 
@@ -69,6 +72,22 @@ class GGUFError(ShardloadError):
 
 class NotGGUF(GGUFError):
     """Raised when a path is not a GGUF file at all: wrong magic, empty, a directory, unreadable."""
+
+
+class NoSuchFile(NotGGUF, FileNotFoundError):
+    """Raised when there is no file where one was named."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        super().__init__(path, "no such file")
+        self.errno = errno.ENOENT
+
+
+class UnreadableFile(NotGGUF, PermissionError):
+    """Raised when a file may not be read by whoever runs this process."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        super().__init__(path, "no permission to read it")
+        self.errno = errno.EACCES
 
 
 class UnsupportedGGUF(GGUFError):

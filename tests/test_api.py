@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,13 +203,34 @@ def test_json_is_held_to() -> None:
 @pytest.mark.parametrize(
     "content", [None, b"", b"GGUF", b"not a model at all", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64]
 )
-def test_files_that_are_no_models(tmp_path: Path, content: bytes | None) -> None:
+def test_files_that_are_no_models(
+    tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "broken.gguf"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(GGUFError) as caught:
         shardload.open(path)
     assert "broken.gguf" in str(caught.value)
+    assert isinstance(caught.value, FileNotFoundError) == (content is None)
+    assert caplog.messages == []
+
+
+def test_files_that_nobody_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "secret.gguf"
+    path.write_bytes(b"GGUF")
+
+    # Who runs the tests may be allowed to read everything.
+    def refuse(*_arguments: object) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError, match=r"secret\.gguf: no permission to read it") as caught:
+        shardload.open(path)
+    assert isinstance(caught.value, GGUFError)
+    assert (caught.value.errno, caplog.messages) == (13, [])
 
 
 def test_a_folder_is_for_a_manager(tmp_path: Path) -> None:
