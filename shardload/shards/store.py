@@ -299,7 +299,7 @@ class Store:
         free = disk.f_bavail * disk.f_frsize
         if free < nbytes + self.reserve_bytes:
             wanted, left, reserve = (format_bytes(size) for size in (nbytes, free, self.reserve_bytes))
-            reason = f"the disk has {left} left, and {reserve} of it stay free for others"
+            reason = f"the disk has {left} left, and {reserve} stay free for others"
             raise StoreFull(self.directory, f"no room for {wanted}: {reason}")
 
     def _remove(self, entry: Entry) -> bool:

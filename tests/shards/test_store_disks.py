@@ -68,7 +68,7 @@ def test_files_may_only_be_so_large(store: Store, key: Key) -> None:
 
 def test_some_of_the_disk_is_left_to_others(tmp_path: Path, key: Key) -> None:
     store = Store(tmp_path / "store", reserve_bytes=2**62)
-    told = r"no room for 10\.0 KiB: the disk has .* left, and 4194304\.0 TiB of it stay free for others"
+    told = r"no room for 10\.0 KiB: the disk has .* left, and 4194304\.0 TiB stay free for others"
     with pytest.raises(StoreFull, match=told):
         store.write(key(), DATA)
     assert not store.directory.exists()
