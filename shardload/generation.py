@@ -17,6 +17,7 @@ from shardload.runtime import Runtime
 class Generation:
     """Text that a model generates. Iterating yields it in pieces as they come, `text` waits for all of it.
 
+    Each ``for`` begins at the first piece. What ``next`` takes is yielded no more: ``for`` goes on behind it.
     A generation that is not read to its end is stopped by ``close``, or by leaving its ``with`` block. One
     thread at a time.
     """
@@ -26,6 +27,7 @@ class Generation:
         """The model that answers, and the rule of the routes that chose it."""
         self._runtime, self._answer = runtime, answer
         self._pieces: list[str] = []
+        self._taken = 0
         self._logprobs: list[TokenLogprob] = []
         self._tool_calls: list[ToolCall] = []
         self._finish: Finish | None = None
@@ -33,13 +35,19 @@ class Generation:
         self._ended = False
 
     def __iter__(self) -> Iterator[str]:
-        position = 0
+        position = self._taken
         while True:
             while position < len(self._pieces):
                 yield self._pieces[position]
                 position += 1
             if not self._advance():
                 return
+
+    def __next__(self) -> str:
+        for piece in self:
+            self._taken += 1
+            return piece
+        raise StopIteration
 
     @property
     def text(self) -> str:

@@ -29,6 +29,20 @@ def test_pieces_come_as_they_are_made(fake_models: Pair) -> None:
     assert (generation.model, generation.rule) == ("small", "name")
 
 
+def test_pieces_are_taken_one_by_one(fake_models: Pair) -> None:
+    models, manager = fake_models
+    generation = models.generate("small", "Hi", stream=True, temperature=0)
+    assert next(generation) == "<"
+    assert len(manager.leases) == 1
+    assert next(generation) == "H"
+    assert list(generation) == list(generation) == ["i", ">"]
+    assert [next(generation), next(generation), next(generation, None), next(generation, None)] == [
+        "i", ">", None, None
+    ]  # fmt: skip
+    assert generation.text == "<Hi>"
+    assert manager.leases == []
+
+
 def test_the_whole_text_is_waited_for(fake_models: Pair) -> None:
     models, manager = fake_models
     generation = models.generate("small", "Hi", temperature=0, top_logprobs=0)
