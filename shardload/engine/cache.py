@@ -107,12 +107,15 @@ class Cache:
         self._stats.restored_tokens_total += found.tokens
         return found.tokens
 
-    def park_next(self) -> bool:
-        """Save and empty the idle slot that holds most; whether there was one."""
+    def idle_slots(self) -> list[Slot]:
+        """The idle slots that hold something, the one that holds most first."""
         idle = [slot for slot in self.table.slots if not slot.busy and slot.length]
-        if not idle:
+        return sorted(idle, key=lambda slot: -slot.length)
+
+    def park(self, slot: Slot) -> bool:
+        """Save and empty a slot; whether it was idle and held something."""
+        if slot.busy or not slot.length:
             return False
-        slot = max(idle, key=lambda slot: slot.length)
         try:
             self._save(slot)
         except Exception:

@@ -92,6 +92,18 @@ def test_a_running_sequence_keeps_its_memory(bench: TurnedLane, parking: Parking
     assert talker.tokens == runner.expected([5, 6, 7], 30)
 
 
+def test_a_busy_engine_holds_no_other_up(bench: TurnedLane) -> None:
+    engine, leaving = bench.attach(FakeRunner()), bench.attach(FakeRunner(), "leaving")
+    bench.say(engine, FIRST)
+    parked = engine.park()
+    later = leaving.park()
+    # Each turn ends a sequence and leaves a slot that is idle.
+    for number in range(8):
+        bench.submit(engine, [number, 1, 2, 3], max_tokens=1)
+        bench.lane.turn()
+    assert (parked.done(), later.done()) == (True, True)
+
+
 def test_parking_without_a_place_empties_and_gives_back(bench: TurnedLane) -> None:
     runner = FakeRunner()
     engine = bench.attach(runner)
