@@ -53,6 +53,7 @@ class Lane:
         self.is_busy = False
         """Whether steps follow each other now; to be read on any thread."""
         self._second: ThreadPoolExecutor | None = None
+        self._said_no_thread = False
         self._stopping = False
         self._ended = False
         # Nothing is posted that nobody will read; after the end, whoever holds this is the lane.
@@ -196,7 +197,8 @@ class Lane:
         except Exception as error:
             for workload in self._workloads:
                 self._contain(workload, error)
-            return False
+            # The next turn tells those whose sequences failed, and goes on with what was begun.
+            return True
 
     def _prepare(self, workload: Workload) -> bool:
         try:
@@ -214,18 +216,29 @@ class Lane:
         turn = next_turn(ready)
         self._virtual_now = turn[0].virtual_seconds
         self._step += 1
-        if len(turn) == 1:
+        beside = self._step_beside(turn[1]) if len(turn) > 1 else None
+        if beside is None:
+            del turn[1:]
             self._end_second_thread()
             outcomes = [self._timed_step(turn[0], 1)]
         else:
-            self._second = self._second or ThreadPoolExecutor(1, "shardload-lane-second")
-            beside = self._second.submit(self._timed_step, turn[1], 2)
             outcomes = [self._timed_step(turn[0], 2), beside.result()]
         for workload, (seconds, error) in zip(turn, outcomes, strict=True):
             workload.stats.compute_seconds_total += seconds / len(turn)
             workload.virtual_seconds += seconds / len(turn) / workload.weight
             if error is not None:
                 self._contain(workload, error)
+
+    def _step_beside(self, workload: Workload) -> Future[tuple[float, Exception | None]] | None:
+        """Begin a step on the second thread; None where the system has no thread for it now."""
+        self._second = self._second or ThreadPoolExecutor(1, "shardload-lane-second")
+        try:
+            return self._second.submit(self._timed_step, workload, 2)
+        except RuntimeError as error:
+            if not self._said_no_thread:
+                self._said_no_thread = True
+                logger.warning("models compute one after the other, not side by side: %s", error)
+            return None
 
     def _timed_step(self, workload: Workload, parts: int) -> tuple[float, Exception | None]:
         crowded = any(other.is_running for other in self._workloads if other is not workload)

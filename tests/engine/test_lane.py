@@ -289,6 +289,46 @@ def test_two_that_generate_compute_at_the_same_time_on_halves_of_the_cores(
     assert 2 in runners[1].parts
 
 
+def test_without_a_second_thread_models_compute_one_after_the_other(
+    bench: TurnedLane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shardload.engine.lane.next_turn", lambda ready: list(ready[:2]))
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if "lane-second" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    runners = [FakeRunner() for _ in range(2)]
+    engines = [bench.attach(runner, str(number)) for number, runner in enumerate(runners)]
+    readers = [bench.submit(engine, [number], max_tokens=20) for number, engine in enumerate(engines)]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            bench.lane.turn()
+    assert [len(runner.steps) for runner in runners] == [3, 0]
+    bench.run()
+    assert [reader.tokens for reader in readers] == [
+        runner.expected([number], 20) for number, runner in enumerate(runners)
+    ]
+    assert 2 in runners[1].parts, "as soon as there are threads again"
+    assert caplog.text.count("can't start new thread") == 1
+
+
+def test_a_turn_that_breaks_is_told(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(ready: object) -> list[object]:
+        raise RuntimeError("torn")
+
+    monkeypatch.setattr("shardload.engine.lane.next_turn", broken)
+    reader = submit(lane.attach(FakeRunner(), name="model"), [1], 3)
+    with pytest.raises(NativeError, match="torn"):
+        _ = reader.wait().finish
+    assert "the engine failed" in caplog.text
+
+
 def test_an_engine_that_fails_beside_another_fails_alone(
     lane: Lane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
