@@ -177,17 +177,24 @@ class Store:
                 checked.append(entry)
         return VerifyReport(tuple(checked), tuple(damaged), unreadable)
 
-    def prune(self, limit_bytes: int | None = None, *, keep_build: str | None = None) -> PruneReport:
+    def prune(
+        self, limit_bytes: int | None = None, *, keep_build: str | None = None, keep_unused: bool = True
+    ) -> PruneReport:
         """Remove the longest unused until ``limit_bytes`` are left, and all entries but ``keep_build``'s.
 
-        Entries that running processes hold stay, since their room would not be free before those let go.
-        Removes what is damaged, and what is known of model files that are gone, as well.
+        Without ``keep_unused`` also those that no known model file has. Entries that running processes hold
+        stay, since their room would not be free before those let go. Removes what is damaged, and what is
+        known of model files that are gone, as well.
         """
         self._sweep()
         self.contents.forget_gone()
         entries, held = self._known(), held_ids(self._holds)
-        chosen = [entry for entry in entries if keep_build not in (None, entry.key.build)]
-        others = [entry for entry in entries if keep_build in (None, entry.key.build)]
+        holders = self.contents.holders()
+        chosen: list[Entry] = []
+        others: list[Entry] = []
+        for entry in entries:
+            is_kept = keep_build in (None, entry.key.build) and (keep_unused or entry.key.digest in holders)
+            (others if is_kept else chosen).append(entry)
         if limit_bytes is not None:
             excess = sum(entry.nbytes for entry in others) - limit_bytes
             leaving = victims(others, held, excess, keep_build or "")

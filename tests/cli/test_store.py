@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from shardload.shards.contents import Content
 from shardload.shards.entry import PackedKey
+from shardload.shards.identity import FileIdentity
 from shardload.shards.objects import Objects
 from shardload.shards.store import Store
 from shardload_server.cli import store as command
@@ -19,10 +21,14 @@ ENTRY_BYTES = 4096
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store of two tensors of this build and one of another."""
+    """A store of two tensors of this build and one of another, which a model file has."""
     monkeypatch.setenv("SHARDLOAD_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(command, "_build", lambda: "here")
     made = Store(tmp_path / "store", reserve_bytes=0)
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"weights")
+    contents = {name: Content(name * 64, 0, 7) for name in "abc"}
+    assert made.contents.record(FileIdentity.of(model), model, contents)
     for name, build in (("a", "here"), ("b", "here"), ("c", "there")):
         key = PackedKey(name * 64, "Q4_K", (64, 64), "CPU_REPACK", build)
         made.write(key, memoryview(name.encode() * ENTRY_BYTES))
@@ -92,6 +98,14 @@ def test_verify_as_json(invoke: Invoke, store: Store) -> None:
 def test_prune_removes_what_this_build_cannot_use(invoke: Invoke, store: Store) -> None:
     assert invoke("store", "prune").stdout == "removed 1 tensor, 4.0 KiB\n"
     assert {entry.key.build for entry in store.entries()} == {"here"}
+
+
+def test_prune_removes_what_the_list_calls_waste(invoke: Invoke, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").unlink()
+    told = " ".join(invoke("store", "list").stdout.split())
+    assert "12.0 KiB are of model files that are gone or were replaced: `shardload store prune`" in told
+    assert invoke("store", "prune").stdout == "removed 3 tensors, 12.0 KiB\n"
+    assert "model files" not in invoke("store", "list").stdout
 
 
 def test_prune_to_a_limit(invoke: Invoke, store: Store) -> None:

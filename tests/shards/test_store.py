@@ -9,7 +9,9 @@ import pytest
 from store_files import DATA, names, used
 
 from shardload.shards import objects as objects_module
+from shardload.shards.contents import Content
 from shardload.shards.entry import PackedKey
+from shardload.shards.identity import FileIdentity
 from shardload.shards.store import Store, default_directory
 
 Key = Callable[..., PackedKey]
@@ -182,6 +184,21 @@ def test_pruning_leaves_what_is_in_use_and_tells(store: Store, key: Key) -> None
         assert store.prune().removed == ()
         assert [entry.id for entry in store.clear().removed] == [entries[0].id]
     assert store.entries() == []
+
+
+def test_pruning_removes_what_no_model_file_has(store: Store, key: Key, tmp_path: Path) -> None:
+    entries = {name: store.write(key(name), DATA) for name in "abc"}
+    for name in "ab":
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(b"weights")
+        contents = {"w": Content(key(name).digest, 0, 7)}
+        assert store.contents.record(FileIdentity.of(path), path, contents)
+    (tmp_path / "b.gguf").unlink()
+    with store.hold([entries["c"]]):
+        report = store.prune(keep_unused=False)
+        assert [entry.id for entry in report.removed] == [entries["b"].id]
+        assert [entry.id for entry in report.held] == [entries["c"].id]
+    assert store.prune(0, keep_unused=False).freed_bytes == 2 * len(DATA)
 
 
 def test_clearing_forgets_contents_too(store: Store, key: Key) -> None:

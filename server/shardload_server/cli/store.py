@@ -79,7 +79,9 @@ def remarks(found: Stored) -> list[str]:
         size = format_bytes(found.other_builds_bytes)
         lines.append(f"{size} are of another llama.cpp or processor: `shardload store prune` removes them")
     if found.unused_bytes:
-        lines.append(f"{format_bytes(found.unused_bytes)} are of model files that are gone or were replaced")
+        size = format_bytes(found.unused_bytes)
+        gone = "of model files that are gone or were replaced"
+        lines.append(f"{size} are {gone}: `shardload store prune` removes them")
     return lines
 
 
@@ -143,9 +145,10 @@ def verify(settings: StoreConfig, *, as_json: bool) -> None:
 
 
 def prune(settings: StoreConfig, *, limit: str | None, as_json: bool) -> None:
-    """Remove what this build cannot use and, for a limit, what was unused for longest."""
+    """Remove what this build cannot use, what no model file has and, for a limit, the longest unused."""
     store = _opened(settings)
-    _tell_removed(store, store.prune(size_of("--limit", limit), keep_build=_build()), as_json=as_json)
+    report = store.prune(size_of("--limit", limit), keep_build=_build(), keep_unused=False)
+    _tell_removed(store, report, as_json=as_json)
 
 
 def clear(settings: StoreConfig, *, as_json: bool) -> None:

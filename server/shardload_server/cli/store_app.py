@@ -45,7 +45,7 @@ def prune(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what is for another llama.cpp or processor."""
+    """Remove what no model file has, or another llama.cpp needs."""
     from shardload_server.cli import store as command
     from shardload_server.cli.settings import configuration
 
