@@ -92,6 +92,7 @@ class Context(Handle):
         # A model that ranks gives its scores where others give an embedding.
         ranks = pooling == POOLING_TYPES["rank"]
         self._pooled_width = lib.llama_model_n_cls_out(weights) if ranks else model.n_embd_out
+        self.state_kind = self._kind_of_states()
         self._memory = lib.llama_get_memory(self._handle)
         self._has_memory = self._memory != self._ffi.NULL
         self._compute = lib.llama_decode if self._has_memory else lib.llama_encode
@@ -208,12 +209,15 @@ class Context(Handle):
         if self._has_memory:
             self._lib.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
 
-    @property
-    def state_kind(self) -> str:
+    def _kind_of_states(self) -> str:
         """What a saved state must be of to fit here, beside the weights."""
-        llama, streams = self.model.llama, 1 if self.params.kv_unified else self.slots
+        model, llama, streams = self.model, self.model.llama, 1 if self.params.kv_unified else self.slots
+        original = model.metadata(f"{model.architecture}.rope.scaling.original_context_length")
+        sequence_tokens = self._lib.llama_n_ctx(self.pointer) // streams
+        # Models with two tables of RoPE factors take the other one in a context longer than this.
+        is_long = sequence_tokens > (int(original) if original else model.n_ctx_train)
         build = f"llama-cpp-python {llama.version}, ggml {llama.ggml_version}"
-        return f"{self.params.kv_type}, {streams} streams, {build}"
+        return f"{self.params.kv_type}, {streams} streams, {'long context, ' * is_long}{build}"
 
     def state_bytes(self, slot: int) -> int:
         """The size of a slot's saved state; 0 where it has none."""

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
+from copied_gguf import copy_model
 from tiny_gguf import write_bert, write_llama
 from tiny_states import WINDOW_TOKENS, write_recurrent, write_windowed
 
@@ -63,6 +66,28 @@ def test_a_text_goes_on_in_another_slot_of_another_context(any_model: Model) -> 
         assert go_on(new, 2, following, len(PROMPT)) == expected
         # The neighbour is what it was.
         assert read(new, 0, PROMPT[20:], 20) == following
+
+
+def test_states_of_other_rope_factors_do_not_fit(tmp_path: Path) -> None:
+    def add_factors(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(512)
+        writer.add_tensor("rope_factors_short.weight", np.ones(8, np.float32))
+        writer.add_tensor("rope_factors_long.weight", np.linspace(2, 8, 8, dtype=np.float32))
+
+    plain = write_llama(tmp_path / "plain.gguf", context=2048)
+    path = copy_model(plain, tmp_path / "scaled.gguf", add_factors)
+    kinds, states = {}, {}
+    with Model.open([path]) as model:
+        for ctx_tokens in (256, 512, 768, 1024):
+            with opened(model, ctx_tokens=ctx_tokens) as context:
+                read(context, 0, PROMPT)
+                kinds[ctx_tokens], states[ctx_tokens] = context.state_kind, bytes(context.save(0))
+        with opened(model, ctx_tokens=2048, kv_unified=False) as parts, opened(model, slots=1) as one:
+            assert parts.state_kind == kinds[256].replace("1 streams", "4 streams")
+            assert one.state_kind == kinds[256]
+    assert states[256] == states[512] != states[768] == states[1024]
+    assert kinds[256] == kinds[512] != kinds[768] == kinds[1024]
 
 
 def test_saving_changes_nothing(any_model: Model) -> None:
