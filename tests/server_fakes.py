@@ -92,6 +92,9 @@ class FakeManager:
     failure: Exception | None = None
     pinned: set[str] = field(default_factory=set)
     measured: int = 0
+    looks: list[bool] = field(default_factory=list)
+    coming: list[str] = field(default_factory=list)
+    """Names that the next look finds."""
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def status(self) -> list[FakeStatus]:
@@ -102,6 +105,12 @@ class FakeManager:
 
     async def measure(self) -> None:
         self.measured += 1
+
+    async def look_again(self, *, at_once: bool = False) -> None:
+        self.looks.append(at_once)
+        for name in self.coming:
+            self.catalog.found.append(entry(name))
+        self.coming.clear()
 
     async def load(
         self, name: str, *, pin: bool | None = None, keep_alive_seconds: float | None = None

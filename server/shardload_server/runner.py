@@ -119,7 +119,10 @@ class Server(uvicorn.Server):
         if (stack := self._stack) is None:
             return
         try:
-            await stack.reconfigure(self._reload_config() if self._reload_config else stack.config)
+            if self._reload_config is None:
+                await stack.rescan()
+            else:
+                await stack.reconfigure(self._reload_config())
         except ShardloadError as error:
             logger.error("the configuration stays as it was: %s", error)
         except Exception:
@@ -127,10 +130,11 @@ class Server(uvicorn.Server):
 
 
 def serve(config: Config, *, ready: Ready | None = None, reload: Reload | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; ``reload`` reads the configuration anew on SIGHUP, else it stays.
+    """Serve until SIGTERM or SIGINT; on SIGHUP ``reload`` reads the configuration anew.
 
-    ``ready`` is called with the port once requests are taken. Raises ConfigError when the address cannot
-    be had, and any ShardloadError that keeps the parts from opening.
+    Without it the folders are looked at again. ``ready`` is called with the port once requests are taken.
+    Raises ConfigError when the address cannot be had, and any ShardloadError that keeps the parts from
+    opening.
     """
     with bind(config.server) as bound:
         warn_if_open(config.server)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from shardload.config import Config
-from shardload.errors import ShuttingDown
+from shardload.errors import ModelNotFound, OpenFailed, ShuttingDown
 from shardload.runtime import assembled
 from shardload_server.auth import KeyRing, configured_keys
 from shardload_server.exchange import InFlight
@@ -19,6 +19,7 @@ from shardload_server.metrics import Metrics
 
 if TYPE_CHECKING:
     from shardload.library.catalog import Catalog
+    from shardload.library.entry import ModelEntry
     from shardload.library.manager import Manager
     from shardload.service import Service
 
@@ -69,6 +70,19 @@ class Stack:
             await self.in_flight.drained()
         if self._deadline is not None:
             self._deadline.cancel()
+
+    async def find(self, name: str) -> ModelEntry:
+        """A model by its name, whose file may have come just now; raises ModelNotFound and OpenFailed."""
+        try:
+            return self.catalog.get(name)
+        except (ModelNotFound, OpenFailed):
+            await self.manager.look_again()
+            return self.catalog.get(name)
+
+    async def rescan(self) -> None:
+        """Look at the folders of the configuration again."""
+        await self.manager.look_again(at_once=True)
+        logger.info("looked at the folders again: %d models", len(self.catalog.names()))
 
     async def reconfigure(self, config: Config) -> None:
         """Serve by another configuration from now on; host, port and body limit stay as they are."""

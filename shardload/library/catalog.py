@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +31,8 @@ class _State:
     """One consistent view; replaced as a whole."""
 
     config: Config
+    found: Mapping[str, Path]
+    """What was found for each name, though it may have been given another file since."""
     files: Mapping[str, FileFacts] = field(default_factory=dict)
     broken: Mapping[str, GGUFError] = field(default_factory=dict)
     entries: Mapping[str, ModelEntry] = field(default_factory=dict)
@@ -51,20 +54,16 @@ class Replacement:
 class Catalog:
     """Every model by name. Reads headers only; changed by its owner alone, on one thread."""
 
-    def __init__(
-        self, config: Config, keep: Mapping[str, Path] | None = None, *, earlier: Catalog | None = None
-    ) -> None:
-        """Scan the folders and read the headers, but for those that an earlier catalog has read.
+    def __init__(self, config: Config, keep: Mapping[str, Path] | None = None) -> None:
+        """Scan the folders and read the headers.
 
         Names in ``keep`` have the file given there. Raises ConfigError where names or bases contradict.
         """
-        files = earlier._state.files.values() if earlier is not None else ()
         self.version = 0
         """Changes with everything that a name stands for."""
-        self._state: _State = _build(config, {facts.path: facts for facts in files}, keep or {})
-        self._replaced = {name: path for name, path in (keep or {}).items() if name in self._state.files}
-        for name, error in self._state.broken.items():
-            logger.warning("cannot serve %s: %s", name, error)
+        self._state = _State(config, {})
+        self._replaced: Mapping[str, Path] = {}
+        self._take(_build(config, keep or {}), keep or {})
 
     @classmethod
     def from_config(cls, config: Config) -> Catalog:
@@ -131,7 +130,7 @@ class Catalog:
         name = replacement.name
         self._set(self._derived({**self._state.files, name: replacement.facts}))
         if replacement.stays:
-            self._replaced[name] = replacement.facts.path
+            self._replaced = {**self._replaced, name: replacement.facts.path}
         return self._state.entries[name]
 
     def replace(self, name: str, path: Path | None = None) -> ModelEntry:
@@ -150,14 +149,29 @@ class Catalog:
         root = self.root(name)
         return tuple(other for other in self._state.entries if self.root(other) == root)
 
-    def rescan(self) -> None:
-        """Look at the folders again; names that were given another file keep it."""
-        self.adopt(Catalog(self._state.config, self._replaced, earlier=self))
+    def rescanned(self, held: Collection[str] = ()) -> Catalog:
+        """The catalog that the same folders make now, on any thread; reads the headers of what has changed.
+
+        Names that were given another file keep it, and those that are ``held`` keep their file as it was,
+        whatever has become of it. Raises ConfigError where names or bases contradict, or a folder is gone.
+        """
+        other = copy.copy(self)
+        keep = other._replaced
+        other._take(_build(other.config, keep, other._state, held), keep)
+        return other
 
     def adopt(self, other: Catalog) -> None:
         """Become what another catalog is."""
         self._replaced = other._replaced
         self._set(other._state)
+
+    def _take(self, state: _State, keep: Mapping[str, Path]) -> None:
+        for name, error in state.broken.items():
+            # A file that is still being copied fails in another way at each look: it is told once.
+            if name not in self._state.broken:
+                logger.warning("cannot serve %s: %s", name, error)
+        self._state = state
+        self._replaced = {name: path for name, path in keep.items() if name in state.files}
 
     def _set(self, state: _State) -> None:
         self._state = state
@@ -180,34 +194,38 @@ class Catalog:
 
     def _derived(self, files: Mapping[str, FileFacts]) -> _State:
         broken = {name: error for name, error in self._state.broken.items() if name not in files}
-        return _derive(self._state.config, dict(sorted(files.items())), broken)
+        return _derive(replace(self._state, files=dict(sorted(files.items())), broken=broken))
 
 
-def _build(config: Config, known: Mapping[Path, FileFacts], keep: Mapping[str, Path]) -> _State:
+def _build(
+    config: Config, keep: Mapping[str, Path], earlier: _State | None = None, held: Collection[str] = ()
+) -> _State:
     files: dict[str, FileFacts] = {}
     broken: dict[str, GGUFError] = {}
-    found = find_files(config)
-    for name, path in {**found, **{name: path for name, path in keep.items() if name in found}}.items():
+    known = {} if earlier is None else earlier.files
+    found = find_files(config, None if earlier is None else earlier.found)
+    wanted = {**found, **{name: path for name, path in keep.items() if name in found}}
+    for name in sorted({*wanted, *held}):
         try:
-            files[name] = _current_facts(path, known.get(path))
+            files[name] = known[name] if name in held else _current_facts(wanted[name], known.get(name))
         except GGUFError as error:
             broken[name] = error
-    return _derive(config, files, broken)
+    return _derive(_State(config, found, files, broken))
 
 
 def _current_facts(path: Path, known: FileFacts | None) -> FileFacts:
     try:
-        if known is not None and file_key(known.paths) == known.file_key:
+        if known is not None and known.path == path and file_key(known.paths) == known.file_key:
             return known
     except OSError:
         pass  # gone or unreadable: reading it says so properly
     return read_facts(path)
 
 
-def _derive(config: Config, files: Mapping[str, FileFacts], broken: Mapping[str, GGUFError]) -> _State:
-    """Compose the entries; reads nothing."""
-    aliases = _aliases(config, {*files, *broken})
-    state = _State(config, files, dict(broken), {}, aliases)
+def _derive(state: _State) -> _State:
+    """The same files with entries composed anew; reads nothing."""
+    config, files, broken = state.config, state.files, state.broken
+    state = replace(state, aliases=_aliases(config, {*files, *broken}))
     entries: dict[str, ModelEntry] = {}
     all_broken = dict(broken)
     for name in sorted({*files, *config.models}):

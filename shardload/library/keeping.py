@@ -67,6 +67,11 @@ class Keeping:
         if weights is not None and not weights.instances:
             weights.closes = weights.drop_pages = True
 
+    def is_unloading(self, key: ServedKey) -> bool:
+        """Whether weights that were unloaded while no context used them are on their way still."""
+        weights = self.ledger.weights.get(key[0])
+        return weights is not None and (weights.closes or weights.state == "closing")
+
     def close(self, instance: Instance, reason: str, settled: Settled, *, drop_pages: bool = False) -> None:
         """Take an instance out of use, and its weights with the last one."""
         self.ledger.begin_close(instance, with_weights=True, drop_pages=drop_pages)

@@ -32,6 +32,7 @@ from shardload.library.keeping import PARK_IDLE_SECONDS, Keeping, Settled
 from shardload.library.lease import Lease, OpenProgress
 from shardload.library.ledger import Ledger
 from shardload.library.lending import Lending
+from shardload.library.lookout import Lookout
 from shardload.library.measuring import Measuring
 from shardload.library.names import Names
 from shardload.library.opener import Opener
@@ -78,6 +79,7 @@ class Manager:
         self._lending = Lending(self._ledger, clock, queue_limit, self.turn)
         self._effects = Effects(self._ledger, opener, clock, self, self._start)
         self._replacements = Replacements(catalog, self)
+        self._lookout = Lookout(catalog, self.is_open, clock)
         self._names = Names(catalog)
         self._keeping = Keeping(
             self._ledger,
@@ -190,17 +192,10 @@ class Manager:
         self._keeping.unload(key)
         leaving = [i for i in self._ledger.served(key) if i.state in ("opening", "open", "closing")]
         closed = [instance.closed for instance in leaving]
-        weights = self._ledger.weights.get(key[0])
         self.turn()
         for event in closed:
             await event.wait()
-        await self._until(
-            lambda: (
-                weights is None
-                or not (weights.closes or weights.state == "closing")
-                or self._ledger.weights.get(key[0]) is not weights
-            )
-        )
+        await self._until(lambda: not self._keeping.is_unloading(key))
 
     def pin(self, name: str, pinned: bool) -> None:
         """Keep a model from being closed for others or for being idle, once it is open; or no longer."""
@@ -229,6 +224,12 @@ class Manager:
         self._lending.queue_limit, self._keep_alive_seconds = config.engine.queue, config.engine.keep_alive
         self._keeping.park_idle_seconds = config.parking.idle
         self.turn()
+
+    async def look_again(self, *, at_once: bool = False) -> None:
+        """Find model files that came, and let go of those that went; ``at_once`` as for `Lookout.look`."""
+        if await self._lookout.look(at_once=at_once):
+            self._names.take_configured_pins()
+            self.turn()
 
     def status(self) -> list[ModelStatus]:
         """Every model of the catalog; what is resident is as of the last measurement, and one is begun."""

@@ -36,6 +36,7 @@ class Holder(Protocol):
     async def obtain(self, entry: ModelEntry, kind: Use) -> Lease: ...
     def is_open(self, entry: ModelEntry) -> bool: ...
     def turn(self) -> None: ...
+    async def look_again(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +76,7 @@ class Replacements:
         """What a name stands for, after a replacement that is under way, and with its file as it is now.
 
         A file that was deleted, or replaced by one that cannot be served, goes on serving while it is open;
-        raises OpenFailed when it is not. Raises ModelNotFound, and Overloaded where too many wait already.
+        raises ModelNotFound or OpenFailed when it is not, and Overloaded where too many wait already.
         """
         while True:
             if (gate := self._gates.get(name)) is not None:
@@ -92,7 +93,10 @@ class Replacements:
             except OSError as error:
                 if self._holder.is_open(entry):
                     return entry
-                raise OpenFailed(name, f"{entry.path}: {error.strerror}") from error
+                await self._holder.look_again()
+                if self._catalog.get(name) is entry:
+                    raise OpenFailed(name, f"{entry.path}: {error.strerror}") from error
+                continue
             if key == entry.file_key or not await self._refresh(entry, key):
                 return entry
 

@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from shardload.config import Config
 from shardload.gguf.splits import SPLIT_NAME
+from shardload.library.entry import FileKey
+from shardload.library.facts import file_key
 
 SUFFIX = ".gguf"
 
 
-def find_files(config: Config) -> dict[str, Path]:
+def find_files(config: Config, earlier: Mapping[str, Path] | None = None) -> dict[str, Path]:
     """Map names to the files of the configuration, in the order of names; split models by their first part.
 
-    Raises ConfigError for a folder that is not there.
+    What was found ``earlier`` keeps its name when another file comes that is called alike, and names that the
+    configuration builds on stay without their file. Raises ConfigError for a folder that is not there.
     """
     named = {name: Path(model.file) for name, model in config.models.items() if model.file is not None}
-    found: set[Path] = set()
+    found = set(_first_parts(_listed(config)))
+    if earlier is None:
+        return dict(sorted({**name_files(found, taken=named), **named}.items()))
+    kept = {name: path for name, path in earlier.items() if path in found}
+    needed = {*config.models, *(model.base for model in config.models.values())}
+    gone = {name: path for name, path in earlier.items() if path not in found and name in needed}
+    aliases = {alias for model in config.models.values() for alias in model.aliases}
+    new = name_files(found.difference(kept.values()), taken={*named, *kept, *aliases})
+    return dict(sorted({**gone, **new, **kept, **named}.items()))
+
+
+def survey(config: Config) -> dict[Path, FileKey]:
+    """The state of every file that may be a model, or a part of one: what differs makes another catalog.
+
+    Raises ConfigError for a folder that is not there, and reads no file.
+    """
+    named = (Path(model.file) for model in config.models.values() if model.file is not None)
+    states: dict[Path, FileKey] = {}
+    for path in (*_listed(config), *named):
+        with suppress(OSError):  # gone again, or a link to nowhere
+            states[path] = file_key((path,))
+    return states
+
+
+def _listed(config: Config) -> Iterator[Path]:
     for keys, paths in (("folders", config.folders), ("files", config.files)):
         for index, text in enumerate(paths):
             path = Path(text).absolute()
             if path.is_dir():
-                found.update(_first_parts(_walk(path)))
+                yield from _walk(path)
             elif keys == "folders":
                 raise config.error(f"the folder {text} does not exist", keys, index)
             else:
-                found.update(_first_parts([path]))
-    return dict(sorted({**name_files(found, taken=named), **named}.items()))
+                yield path
 
 
-def name_files(paths: Iterable[Path], taken: Mapping[str, Path]) -> dict[str, Path]:
+def name_files(paths: Iterable[Path], taken: Collection[str]) -> dict[str, Path]:
     """Name each file by itself, with as many of its folders in front as it takes to tell it from others."""
     names: dict[str, Path] = {}
     waiting = sorted(paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -73,10 +74,21 @@ def test_a_signal_ends_the_server_in_peace(number: signal.Signals) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
-def test_sighup_without_a_configuration_ends_nothing() -> None:
-    with serving(demo_folder() / "embed.gguf") as server:
+def test_sighup_without_a_configuration_looks_at_the_folders(tmp_path: Path) -> None:
+    shutil.copy(demo_folder() / "embed.gguf", tmp_path)
+    with serving(tmp_path) as server, httpx.Client(base_url=server.url) as client:
+
+        def names() -> set[str]:
+            return {model["id"] for model in client.get("/v1/models").json()["data"]}
+
+        shutil.copy(demo_folder() / "fable.gguf", tmp_path)
+        body = {"model": "fable", "prompt": "Once", "max_tokens": 1}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        assert names() == {"embed", "fable"}
+        (tmp_path / "embed.gguf").unlink()
         server.process.send_signal(signal.SIGHUP)
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        while "embed" in names():
+            pass
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(STOP_SECONDS) == 0
 

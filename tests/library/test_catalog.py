@@ -223,7 +223,7 @@ def test_replace(tmp_path: Path, make_model: Make) -> None:
     assert models.get("a").path == old
     assert models.replace("a", new).ctx_tokens == 300
     assert (models.get("a").path, models.get("v").path) == (new, new)
-    models.rescan()
+    models.adopt(models.rescanned())
     assert models.get("v").path == new
     with pytest.raises(RequestError, match="virtual one on 'a'"):
         models.replace("v", old)
@@ -250,7 +250,7 @@ def test_rescan_and_adopt(tmp_path: Path, make_model: Make) -> None:
     make_model("a.gguf")
     models = catalog(tmp_path)
     make_model("b.gguf")
-    models.rescan()
+    models.adopt(models.rescanned())
     assert models.names() == ("a", "b")
     version = models.version
     models.adopt(Catalog(parse_config("files = ['b.gguf']", tmp_path / "x.toml")))
@@ -264,5 +264,5 @@ def test_kept_files(tmp_path: Path, make_model: Make) -> None:
     models = Catalog(parse_config("files = ['a.gguf']", tmp_path / "x.toml"), {"a": other, "gone": other})
     assert models.names() == ("a",)
     assert models.get("a").path == other
-    models.rescan()
+    models.adopt(models.rescanned())
     assert models.get("a").path == other

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shardload.config import Config, ModelConfig, parse_config
 from shardload.errors import ConfigError
-from shardload.library.scan import find_files, model_name, name_files
+from shardload.library.scan import find_files, model_name, name_files, survey
 
 
 def touch(*paths: Path) -> None:
@@ -51,6 +51,54 @@ def test_file_given_as_folder_and_folder_as_file(tmp_path: Path) -> None:
     assert list(find_files(Config(files=(str(tmp_path / "x"),)))) == ["m"]
     with pytest.raises(ConfigError, match=r"shardload.toml:2: the folder .*absent does not exist"):
         find_files(parse_config("\nfolders = ['absent']", tmp_path / "shardload.toml"))
+
+
+def test_what_was_found_earlier_keeps_its_name(tmp_path: Path) -> None:
+    touch(tmp_path / "x" / "m.gguf")
+    config = Config(folders=(str(tmp_path),))
+    earlier = find_files(config)
+    touch(tmp_path / "a" / "m.gguf")
+    assert find_files(config, earlier) == {"a/m": tmp_path / "a" / "m.gguf", "m": tmp_path / "x" / "m.gguf"}
+    (tmp_path / "x" / "m.gguf").unlink()
+    assert find_files(config, earlier) == {"m": tmp_path / "a" / "m.gguf"}
+
+
+def test_a_new_file_takes_no_alias(tmp_path: Path) -> None:
+    touch(tmp_path / "x" / "m.gguf")
+    config = Config(folders=(str(tmp_path),), models={"m": ModelConfig(aliases=("best",))})
+    earlier = find_files(config)
+    touch(tmp_path / "x" / "best.gguf")
+    assert list(find_files(config, earlier)) == ["m", "x/best"]
+
+
+def test_names_that_the_configuration_builds_on_stay_without_their_file(tmp_path: Path) -> None:
+    touch(tmp_path / "m.gguf", tmp_path / "n.gguf", tmp_path / "o.gguf")
+    models = {"v": ModelConfig(base="m"), "o": ModelConfig(ctx=64)}
+    config = Config(folders=(str(tmp_path),), models=models)
+    earlier = find_files(config)
+    for name in "mno":
+        (tmp_path / f"{name}.gguf").unlink()
+    assert find_files(config, earlier) == {name: tmp_path / f"{name}.gguf" for name in "mo"}
+
+
+def test_a_survey_sees_what_makes_a_difference(tmp_path: Path) -> None:
+    touch(tmp_path / "m.gguf", tmp_path / "big-00001-of-00002.gguf", tmp_path / "n.gguf", tmp_path / "note")
+    lone = tmp_path / "elsewhere" / "lone.bin"
+    touch(lone)
+    (tmp_path / "nowhere.gguf").symlink_to(tmp_path / "absent")
+    config = Config(folders=(str(tmp_path),), models={"lone": ModelConfig(file=str(lone))})
+    states = [survey(config)]
+    touch(tmp_path / "big-00002-of-00002.gguf")
+    states.append(survey(config))
+    (tmp_path / "n.gguf").unlink()
+    states.append(survey(config))
+    (tmp_path / "m.gguf").write_bytes(b"more")
+    states.append(survey(config))
+    lone.write_bytes(b"more")
+    states.append(survey(config))
+    assert all(state not in states[:index] for index, state in enumerate(states))
+    assert survey(config) == states[-1]
+    assert len(states[-1]) == 4
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shardload.errors import AllPinned, CorruptGGUF, RequestError
+from shardload_server.routes import shards
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +32,37 @@ async def test_a_model_that_is_not_there(serve, error_of):
         response = await served.client.get("/v1/models/org/other")
     assert response.status_code == 404
     assert error_of(response)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/models/new", None),
+        ("GET", "/models/new/shards", None),
+        ("POST", "/models/load", {"model": "new"}),
+        ("POST", "/models/pin", {"model": "new"}),
+        ("POST", "/v1/chat/completions", {"model": "new", "messages": [{"role": "user", "content": "Hi"}]}),
+        ("POST", "/v1/completions", {"model": "new", "prompt": "Hi"}),
+        ("POST", "/v1/embeddings", {"model": "new", "input": "Hi"}),
+    ],
+)
+async def test_an_unknown_name_has_the_folders_looked_at(serve, monkeypatch, method, path, body):
+    monkeypatch.setattr(shards, "file_shards", lambda entry: ())
+    async with serve() as served:
+        assert (await served.client.request(method, path, json=body)).status_code == 404
+        served.manager.coming.append("new")
+        assert (await served.client.request(method, path, json=body)).status_code == 200
+        assert served.manager.looks == [False, False]
+        assert (await served.client.request(method, path, json=body)).status_code == 200
+        assert served.manager.looks == [False, False]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+async def test_a_list_has_what_has_come(serve, path):
+    async with serve() as served:
+        served.manager.coming.append("new")
+        body = (await served.client.get(path)).json()
+    assert [model["id"] for model in body["data"]] == ["ada", "grace", "org/model", "new"]
 
 
 async def test_states(serve):

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from shardload.errors import ModelNotFound, OpenFailed
 from shardload.requests import Request as ModelRequest
 from shardload.service import Plan
 from shardload_server.auth import presented_key
@@ -21,7 +22,7 @@ async def chat_completions(request: Request) -> ASGIApp:
     """``POST /v1/chat/completions``."""
     body = parse_body(await request.body(), ChatBody)
     phrasing = ChatPhrasing(include_usage=body.include_usage, logprobs=bool(body.logprobs))
-    return Generation(_stack(request), _plan(request, body.request()), phrasing, bool(body.stream))
+    return Generation(_stack(request), await _plan(request, body.request()), phrasing, bool(body.stream))
 
 
 async def completions(request: Request) -> ASGIApp:
@@ -30,18 +31,22 @@ async def completions(request: Request) -> ASGIApp:
     phrasing = CompletionPhrasing(
         include_usage=body.include_usage, logprobs=body.wants_logprobs, echoes=body.echoes()
     )
-    return Generation(_stack(request), _plan(request, body.request()), phrasing, bool(body.stream))
+    return Generation(_stack(request), await _plan(request, body.request()), phrasing, bool(body.stream))
 
 
 async def embeddings(request: Request) -> ASGIApp:
     """``POST /v1/embeddings``."""
     body = parse_body(await request.body(), EmbeddingBody)
-    return Embedding(_stack(request), _plan(request, body.request()), body.encoding_format or "float")
+    return Embedding(_stack(request), await _plan(request, body.request()), body.encoding_format or "float")
 
 
-def _plan(request: Request, asked: ModelRequest) -> Plan:
-    headers = dict(request.headers)
-    return _stack(request).service.plan(asked, headers=headers, key=presented_key(request.scope))
+async def _plan(request: Request, asked: ModelRequest) -> Plan:
+    stack, headers, key = _stack(request), dict(request.headers), presented_key(request.scope)
+    try:
+        return stack.service.plan(asked, headers=headers, key=key)
+    except (ModelNotFound, OpenFailed):
+        await stack.manager.look_again()
+        return stack.service.plan(asked, headers=headers, key=key)
 
 
 def _stack(request: Request) -> Stack:

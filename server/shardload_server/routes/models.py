@@ -47,17 +47,20 @@ class PinBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 async def list_models(request: Request) -> Response:
     """``GET /v1/models``."""
-    return json_response(model_list(_stack(request).catalog.entries()))
+    stack = _stack(request)
+    await stack.manager.look_again()
+    return json_response(model_list(stack.catalog.entries()))
 
 
 async def show_model(request: Request) -> Response:
     """``GET /v1/models/{id}``; ids may hold slashes."""
-    return json_response(model_body(_stack(request).catalog.get(request.path_params["id"])))
+    return json_response(model_body(await _stack(request).find(request.path_params["id"])))
 
 
 async def list_states(request: Request) -> Response:
     """``GET /models``: the same list as other local routers give, and with all that we know."""
     stack = _stack(request)
+    await stack.manager.look_again()
     statuses = {status.name: status for status in stack.manager.status()}
     known = [(entry, statuses[entry.name]) for entry in stack.catalog.entries() if entry.name in statuses]
     return json_response(
@@ -75,6 +78,7 @@ async def load_model(request: Request) -> Response:
     if stack.in_flight.stopping:
         raise ShuttingDown
     seconds = keep_alive_seconds(body.keep_alive)
+    await stack.find(body.model)
     if body.path is not None:
         await stack.manager.swap(body.model, Path(body.path))
     await stack.manager.load(body.model, pin=body.pin, keep_alive_seconds=seconds)
@@ -91,6 +95,7 @@ async def unload_model(request: Request) -> Response:
 async def pin_model(request: Request) -> Response:
     """``POST /models/pin``: hold a model in memory, or hold it no longer."""
     body, stack = parse_body(await request.body(), PinBody), _stack(request)
+    await stack.find(body.model)
     stack.manager.pin(body.model, body.pinned)
     return _done(stack, body.model)
 

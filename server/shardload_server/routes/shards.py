@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 async def list_shards(request: Request) -> Response:
     """``GET /models/{id}/shards``: measured now; of a model that is closed, its file is looked at."""
     stack: Stack = request.app.state.stack
+    await stack.find(request.path_params["id"])
     await stack.manager.measure()
-    # Only now: names may come and go while it is measured.
+    # Again: names may come and go while it is measured.
     entry = stack.catalog.get(request.path_params["id"])
     statuses = {status.name: status for status in stack.manager.status()}
     status = statuses[entry.name]
