@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,7 +25,9 @@ from shardload_server.responses import failure_response
 from shardload_server.routes import routes
 from shardload_server.stack import StackFactory, open_stack
 
-CONFIG_VARIABLE = "SHARDLOAD_CONFIG"
+CONFIG_VARIABLE, KEY_VARIABLE = "SHARDLOAD_CONFIG", "SHARDLOAD_API_KEY"
+
+logger = logging.getLogger("shardload.server")
 
 
 def create_app(config: Config | None = None, *, stack_factory: StackFactory = open_stack) -> Starlette:
@@ -60,10 +64,20 @@ def create_app(config: Config | None = None, *, stack_factory: StackFactory = op
 def app_from_environment() -> Starlette:
     """The application of the configuration file that SHARDLOAD_CONFIG names; a factory for ASGI hosts.
 
-    Without one it serves the demo models. Raises ConfigError.
+    Without one it serves the demo models. The keys in SHARDLOAD_API_KEY, with blanks between them, join those
+    of the file. Raises ConfigError.
     """
     path = os.environ.get(CONFIG_VARIABLE)
-    return create_app(load_config(path) if path else Config(folders=(str(demo_folder()),)))
+    config = load_config(path) if path else Config(folders=(str(demo_folder()),))
+    keys = (*config.server.api_keys, X
+    config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, api_keys=keys))
+    if not configured_keys(config.server):
+        # The address is the host's affair, and not known here.
+        logger.warning(
+            "no API key is asked for: everybody who reaches this server's port can use its models; set %s",
+            KEY_VARIABLE,
+        )
+    return create_app(config)
 
 
 async def _phrase(request: Request, error: Exception) -> Response:
