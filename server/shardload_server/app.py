@@ -69,7 +69,7 @@ def app_from_environment() -> Starlette:
     """
     path = os.environ.get(CONFIG_VARIABLE)
     config = load_config(path) if path else Config(folders=(str(demo_folder()),))
-    keys = (*config.server.api_keys, X
+    keys = (*config.server.api_keys, *os.environ.get(KEY_VARIABLE, "").split())
     config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, api_keys=keys))
     if not configured_keys(config.server):
         # The address is the host's affair, and not known here.
