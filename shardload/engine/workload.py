@@ -28,7 +28,8 @@ from shardload.engine.stats import EngineStats
 from shardload.engine.vocabulary import Vocabulary
 from shardload.errors import PromptTooLong, RequestError, ShardloadError
 
-# A seeded sequence has chunks that no measurement changes.
+# A seeded sequence has chunks that no measurement changes. Each is too short for the weights' second order,
+# whose sums differ in their last digits, and which is there or not as memory has room for it.
 SOLO_CHUNK_TOKENS = 64
 
 

@@ -9,6 +9,7 @@ from fakes import FakeRunner
 from turned_lane import TurnedLane
 
 from shardload.engine import Run, SamplingParams, workload
+from shardload.shards.layouts import LayoutTable, Speeds
 
 
 def shapes(runner: FakeRunner) -> list[list[tuple[int, int]]]:
@@ -56,6 +57,19 @@ def test_a_seeded_prompt_has_the_same_chunks_however_slow_it_is(
         bench.submit(engine, [1] * 150, sampling=SamplingParams(seed=1), max_tokens=1)
         bench.run()
     assert shapes(runner) == [[(0, 64)], [(64, 64)], [(128, 22)]] * 2
+
+
+def test_a_seeded_text_is_never_computed_in_the_order_that_leaves_when_memory_is_short(
+    bench: TurnedLane,
+) -> None:
+    table = LayoutTable({"Q4_K": Speeds({1: 1000, 512: 1000}, {1: 1, 512: 1})})
+    runner = FakeRunner(ctx_tokens=1024, batch_tokens=512)
+    engine = bench.attach(runner)
+    bench.submit(engine, [1] * 400, sampling=SamplingParams(seed=1), max_tokens=3, ignore_eos=True)
+    bench.run()
+    sizes = {sum(len(run.tokens) for run in runs) for runs in runner.steps}
+    assert {table.choose({"Q4_K": 1}, tokens) for tokens in sizes} == {"packed"}
+    assert table.choose({"Q4_K": 1}, 400) == "file"
 
 
 def test_a_paused_seeded_sequence_is_computed_again_in_the_same_shapes(bench: TurnedLane) -> None:
