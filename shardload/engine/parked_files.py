@@ -78,9 +78,10 @@ class ParkedFiles:
             if name.endswith(PART_SUFFIX):
                 remove_if_left(directory / name)
 
-    def names(self, key: str) -> list[str]:
-        """The names of the files of a key."""
-        return [entry.name for entry in self._entries() if entry.name.startswith(_prefix(key))]
+    def names(self, key: str | None = None) -> list[str]:
+        """The names of the files of a key, or of all."""
+        prefix = _prefix(key) if key is not None else ""
+        return [entry.name for entry in self._entries() if entry.name.startswith(prefix)]
 
     def facts(self, name: str, key: str) -> FileFacts | None:
         """What a file holds; None, and a line in the log, where it is not what was once written."""

@@ -253,6 +253,22 @@ class ParkingLot:
                     self._drop(parked)
         if was_dropped and name is not None:
             _remove_files(files, [name])
+        with suppress(OSError):
+            self._forget_lost(files)
+
+    def _forget_lost(self, files: ParkedFiles, key: str | None = None) -> list[str]:
+        """Look which files are there, and let go of those that the limit or somebody else has removed."""
+        with self._lock:
+            named = [one for one in self._all() if one.name is not None and key in (None, one.key)]
+        names = files.names(key)
+        there = set(names)
+        with self._lock:
+            for parked in named:
+                if parked.name not in there:
+                    parked.name = None
+                    if parked.state is None:
+                        self._drop(parked)
+        return names
 
     def _read(self, files: ParkedFiles, parked: Parked, name: str) -> State | None:
         facts = FileFacts(name, parked.key, parked.kind, parked.tokens, parked.nbytes, parked.last_used)
@@ -267,16 +283,11 @@ class ParkingLot:
         return state
 
     def _look(self, files: ParkedFiles, parking: Parking) -> None:
+        names = self._forget_lost(files, parking.key)
         with self._lock:
             known = {parked.name for parked in parking.entries}
-        names = files.names(parking.key)
         new = [files.facts(name, parking.key) for name in names if name not in known]
         with self._lock:
-            for parked in list(parking.entries):
-                if parked.name in known and parked.name is not None and parked.name not in names:
-                    parked.name = None
-                    if parked.state is None:
-                        self._drop(parked)
             known = {parked.name for parked in parking.entries}
             for facts in new:
                 if facts is not None and facts.name not in known and not self._closed:

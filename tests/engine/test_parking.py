@@ -158,8 +158,28 @@ def test_the_disk_has_a_limit(open_lot: OpenLot, tmp_path: Path) -> None:
         settle(lot)
     assert 7 * KIB < disk_bytes(tmp_path) <= 10 * KIB
     assert fetched(key, [19])[0] == 1
-    assert fetched(key, [0]) == (1, None), "its file is gone, which shows when it is asked for"
     assert fetched(key, [0]) == (0, None)
+    assert not key.covers([0])
+    left = list(tmp_path.iterdir())
+    assert len(key.entries) == len(left)
+    for path in left:
+        path.unlink()
+    assert fetched(key, [19]) == (1, None), "its file is gone, which shows when it is asked for"
+    assert fetched(key, [19]) == (0, None)
+
+
+def test_what_lost_its_file_and_is_in_memory_is_written_again(open_lot: OpenLot, tmp_path: Path) -> None:
+    lot = open_lot()
+    key = lot.of("key")
+    put(key, [0])
+    lot.flush()
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    put(key, [1])
+    lot.flush()
+    lot.close()
+    found = open_lot().of("key").entries
+    assert sorted(parked.tokens.tolist() for parked in found) == [[0], [1]]
 
 
 def test_a_slow_disk_is_not_swamped(open_lot: OpenLot, monkeypatch: pytest.MonkeyPatch) -> None:
