@@ -29,7 +29,10 @@ class SamplingParams:
 
     @property
     def takes_the_maximum(self) -> bool:
-        """Whether the next token is plainly the one with the largest raw logit."""
+        """Whether the next token is plainly the one with the largest raw logit.
+
+        As in llama-cpp-python that may be one which the model's file suppresses; samplers never choose those.
+        """
         return (
             self.temperature <= 0
             and self.repeat_penalty == 1.0
