@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +16,11 @@ from shardload import memory
 from shardload.gguf import TensorInfo
 from shardload.gguf.constants import TENSOR_TYPES
 from shardload.library.opener import Residency, ShardResidency, WeightsFacts
+from shardload.library.seen_pages import SeenPages
 from shardload.llama.packing import Packer, PackingJob
 from shardload.llama.paged import PagedWeights
 from shardload.memory.prefetch import Prefetcher
+from shardload.shards.places import merged, without
 from shardload.shards.shard import shards_of
 
 if TYPE_CHECKING:
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from shardload.llama.layout_choice import LayoutChoice
     from shardload.llama.placed import PlacedTensor
     from shardload.shards.pantry import Pantry, Shelf
+
+REST_FACTOR = 20.0
+"""What packing moves is measured for at most one part in this many of the time."""
 
 logger = logging.getLogger("shardload.library")
 
@@ -42,14 +49,24 @@ class OpenModel:
         self.packing: PackingJob | None = None
         self.contents: dict[str, memory.Range] | None = None
         """What other models will find in memory if they open now, by digest; None while not known."""
-        self._weights = self._whole()
+        self.measuring = threading.Lock()
+        """Held by whoever measures, or changes what there is to be measured."""
+        self.seen: Sequence[memory.Range] = ()
+        """What counted for others when it was last measured."""
+        self.rests_until = 0.0
+        """Until when it is not measured for having moved: what is told then is as of before."""
+        self._whole = self._shown = self._look()
 
     def refresh(self) -> None:
-        """Look again where tensors are."""
+        """Look again where tensors are; told with the next measurement."""
         self.paged.refresh()
-        self._weights = self._whole()
+        self._whole = self._look()
 
-    def _whole(self) -> WeightsFacts:
+    def show(self, measured: Residency | None) -> None:
+        """Tell a measurement, and of what it was."""
+        self._shown = replace(self._whole, measured=measured)
+
+    def _look(self) -> WeightsFacts:
         paged = self.paged
         return WeightsFacts(
             private_bytes=self._heap_bytes + paged.private_bytes,
@@ -59,13 +76,10 @@ class OpenModel:
         )
 
     def facts(self) -> WeightsFacts:
-        """What it takes now; quick."""
-        whole, traffic = self._weights, self.paged.traffic
-        return WeightsFacts(
-            private_bytes=whole.private_bytes,
-            working_bytes=whole.working_bytes,
-            second_bytes=whole.second_bytes,
-            places=whole.places,
+        """What it takes, by one measurement; quick."""
+        traffic = self.paged.traffic
+        return replace(
+            self._shown,
             page_ins=traffic.page_ins,
             page_outs=traffic.page_outs,
             waited_seconds=traffic.waited_seconds,
@@ -182,7 +196,12 @@ class LlamaPaging:
 
     def _moved(self, open_model: OpenModel) -> None:
         """Take note of tensors that were packed; on the packer's thread."""
-        open_model.refresh()
+        with open_model.measuring:
+            open_model.refresh()
+        if (began := time.monotonic()) >= open_model.rests_until:
+            self._measure(open_model, list(open_model.seen))
+            ended = time.monotonic()
+            open_model.rests_until = ended + REST_FACTOR * (ended - began)
         with self._publishing:
             open_model.contents = None
         self._publish()
@@ -198,36 +217,46 @@ class LlamaPaging:
             self._contents = contents
 
     def _measure(self, open_model: OpenModel, seen: list[memory.Range]) -> Residency | None:
+        with open_model.measuring:
+            open_model.seen = tuple(seen)
+            measured = self._look(open_model, seen)
+            open_model.show(measured)
+        return measured
+
+    def _look(self, open_model: OpenModel, seen: list[memory.Range]) -> Residency | None:
         paged = open_model.paged
         if not paged.working and not paged.private_bytes:
             return _measure_file(open_model.model)
-        found = paged.measure(seen)
-        if found is None:
+        places = [place for shard in paged.places for place in (*shard.working, *shard.second)]
+        pages = SeenPages.of([*places, *paged.working])
+        if pages is None:
             return None
-        sharing = self._sharing(open_model)
-        resident_bytes = sum(shard.resident_bytes for shard in found)
+        known, sharing = merged(seen, gap_bytes=0), self._sharing(open_model)
+        shards = tuple(
+            ShardResidency(
+                shard.name,
+                shard.nbytes,
+                pages.resident_bytes(without(shard.working, known)),
+                pages.resident_bytes(without(shard.second, known)),
+                shared_with=_names(shard.working, sharing),
+            )
+            for shard in paged.places
+        )
+        seen += places
+        resident_bytes = sum(shard.resident_bytes for shard in shards)
         return Residency(
             resident_bytes=resident_bytes,
-            second_bytes=sum(shard.second_bytes for shard in found),
-            shared_bytes=_resident_of(sharing),
-            packed_bytes=_resident_of(paged.packed),
-            elsewhere_bytes=max(_resident_of(paged.working) - resident_bytes, 0) if sharing else 0,
-            shards=tuple(
-                ShardResidency(
-                    shard.name,
-                    shard.nbytes,
-                    shard.resident_bytes,
-                    shard.second_bytes,
-                    shared_with=_names(places.working, sharing),
-                )
-                for shard, places in zip(found, paged.places, strict=True)
-            ),
+            second_bytes=sum(shard.second_bytes for shard in shards),
+            shared_bytes=pages.resident_bytes(sharing),
+            packed_bytes=pages.resident_bytes(paged.working.keys() & set(paged.packed)),
+            elsewhere_bytes=max(pages.resident_bytes(paged.working) - resident_bytes, 0) if sharing else 0,
+            shards=shards,
         )
 
     def _sharing(self, open_model: OpenModel) -> dict[memory.Range, list[str]]:
         """The places of a model that others use too, in order of addresses, and who."""
         found: dict[memory.Range, list[str]] = {}
-        for other in self._open.values():
+        for other in tuple(self._open.values()):
             if other is not open_model:
                 for place in open_model.paged.working.keys() & other.paged.working.keys():
                     found.setdefault(place, []).append(other.name)
@@ -288,10 +317,6 @@ def _names(places: Sequence[memory.Range], sharing: dict[memory.Range, list[str]
 
 def _address(place: memory.Range) -> int:
     return place.address
-
-
-def _resident_of(places: Iterable[memory.Range]) -> int:
-    return sum(memory.resident_bytes(place.address, place.length) or 0 for place in places)
 
 
 def _info(placed: PlacedTensor) -> TensorInfo:

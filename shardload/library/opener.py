@@ -63,7 +63,7 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFacts:
-    """What open weights take, as of now: packing behind an open makes private bytes into places."""
+    """What open weights take: packing behind an open makes private bytes into places, and measures those."""
 
     private_bytes: int
     """Anonymous memory, beside all mappings and contexts."""
@@ -79,6 +79,9 @@ class WeightsFacts:
     """Bytes that were sent out of memory since the open."""
     waited_seconds: float = 0.0
     """How long steps have waited for pages."""
+    measured: Residency | None = None
+    """What of these places was in memory when they were last measured, by `Opener.measure` or since they had
+    changed; None before that."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

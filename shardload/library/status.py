@@ -105,12 +105,14 @@ def model_status(
     waiting = [instance for instance in instances if instance.state in ("waiting", "closing")]
     if weights is not None and weights.state == "closing":
         weights = None
+    facts = weights.handle.facts if weights and weights.handle else None
+    weights_bytes = facts.private_bytes if facts else weights.private_bytes if weights else 0
     status = ModelStatus(
         name=entry.name,
         state=_state(there, waiting, weights, counters),
         resident_bytes=None,
         size_bytes=entry.size_bytes,
-        private_bytes=sum(i.private_bytes for i in there) + (weights.private_bytes if weights else 0),
+        private_bytes=sum(i.private_bytes for i in there) + weights_bytes,
         kv_bytes=sum(instance.handle.kv_bytes for instance in there if instance.handle),
         leases=sum(instance.leases for instance in there),
         # Leases beyond the slots wait inside the engine.
@@ -127,7 +129,7 @@ def model_status(
         queue_seconds=counters.queue_seconds,
         error=counters.error,
     )
-    return _with_pages(_with_work(status, instances, weights, past), weights, past, closed_bytes)
+    return _with_pages(_with_work(status, instances, weights, past), weights, facts, past, closed_bytes)
 
 
 def _with_work(
@@ -147,12 +149,15 @@ def _with_work(
 
 
 def _with_pages(
-    status: ModelStatus, weights: Weights | None, past: Totals, closed_bytes: int | None
+    status: ModelStatus,
+    weights: Weights | None,
+    facts: WeightsFacts | None,
+    past: Totals,
+    closed_bytes: int | None,
 ) -> ModelStatus:
     """The same with all that is known of its pages."""
-    facts = weights.handle.facts if weights and weights.handle else None
     totals = past.plus_pages(facts) if facts else past
-    measured = weights.measured if weights else None
+    measured = _measured(weights, facts)
     resident_bytes = measured.resident_bytes if measured else None if weights else closed_bytes
     return replace(
         status,
@@ -167,6 +172,13 @@ def _with_pages(
         waited_seconds=totals.waited_seconds,
         shards=measured.shards if measured else (),
     )
+
+
+def _measured(weights: Weights | None, facts: WeightsFacts | None) -> Residency | None:
+    """The measurement that goes with the facts; it may be younger than the one that memory is counted by."""
+    if facts is not None and facts.measured is not None:
+        return facts.measured
+    return weights.measured if weights is not None else None
 
 
 def _expires_in_seconds(there: Sequence[Instance], weights: Weights | None, now: float) -> float | None:

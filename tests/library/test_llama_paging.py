@@ -27,6 +27,7 @@ from shardload import memory
 from shardload.library.llama_paging import LlamaPaging, OpenModel
 from shardload.library.opener import Residency
 from shardload.llama import Model, ModelParams
+from shardload.memory import linux
 from shardload.shards.layouts import LayoutTable, Speeds
 from shardload.shards.pantry import Pantry
 
@@ -89,6 +90,58 @@ def test_private_bytes_become_places(path: Path, pantry: Pantry, paging: LlamaPa
     assert sum(after.places.values()) == after.working_bytes == before.working_bytes
     assert after.second_bytes == before.second_bytes
     close(paging, model)
+
+
+def test_what_has_moved_is_told_as_it_is_measured(
+    path: Path, pantry: Pantry, paging: LlamaPaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_shelved(path, pantry)
+    blocked = threading.Event()
+    paging._packer._is_busy = lambda: not blocked.is_set()
+    opened = paging.opened("a", model, model.private_tensor_bytes)
+    (before,) = measured(paging, model)
+    shown = opened.facts()
+    assert shown.measured == before
+    assert before.packed_bytes == 0
+    look, meanwhile = paging._look, []
+
+    def watched(*arguments: Any) -> Residency | None:
+        meanwhile.append((opened.paged.private_bytes, opened.facts()))
+        return look(*arguments)
+
+    monkeypatch.setattr(paging, "_look", watched)
+    blocked.set()
+    wait_for_packing(paging, model)
+    assert meanwhile == [(0, shown)], "told before it was measured"
+    after = opened.facts()
+    assert (after.private_bytes, after.measured) == (0, *measured(paging, model))
+    assert after.measured is not None
+    assert 0 < after.measured.packed_bytes <= after.measured.resident_bytes
+    close(paging, model)
+
+
+def test_one_measurement_asks_for_each_page_once(
+    family: list[Path], pantry: Pantry, paging: LlamaPaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages come and go meanwhile: what is asked for again may be another answer."""
+    models = [open_shelved(path, pantry) for path in family[:2]]
+    for number, model in enumerate(models):
+        paging.opened(f"m{number}", model, 0)
+    asked: list[int] = []
+    pages_of = linux.residency
+
+    def counted(address: int, pages: int) -> Any:
+        asked.extend(range(address, address + pages * memory.PAGE_BYTES, memory.PAGE_BYTES))
+        return pages_of(address, pages)
+
+    monkeypatch.setattr(linux, "residency", counted)
+    (found,) = measured(paging, models[1])
+    assert found.packed_bytes > 0
+    assert found.shared_bytes > 0
+    ends = 2 * sum(len((*shard.working, *shard.second)) for shard in paging._open[models[1]].paged.places)
+    assert len(asked) - len(set(asked)) < ends, "only where two places meet in a page"
+    for model in models:
+        close(paging, model)
 
 
 def test_a_second_open_has_nothing_private(path: Path, pantry: Pantry, paging: LlamaPaging) -> None:

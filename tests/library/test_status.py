@@ -10,6 +10,7 @@ from fake_library import OpenLibrary
 from shardload.engine.stats import EngineStats, EngineTotals
 from shardload.library.entry import Use
 from shardload.library.lease import Lease
+from shardload.library.opener import Residency, WeightsFacts
 
 pytestmark = pytest.mark.anyio
 
@@ -64,3 +65,28 @@ async def test_what_was_counted_outlives_the_context_and_the_weights(open_librar
                 decode_steps_total=15 * opens, parked_total=3 * opens
             )
             library.opener.let_go("a")
+
+
+async def test_what_packing_has_moved_is_told_together(
+    open_library: OpenLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_library("a") as library:
+        await library.lease("a")
+        await library.manager.measure()
+        before = library.status("a")
+        moved = WeightsFacts(
+            private_bytes=0,
+            working_bytes=1000,
+            places={"packed": 1000},
+            measured=Residency(900, second_bytes=7, packed_bytes=800),
+        )
+        facts = library.opener._facts
+        with monkeypatch.context() as patch:
+            patch.setattr(library.opener, "_facts", lambda _: moved)
+            status = library.status("a")
+            assert (status.resident_bytes, status.packed_bytes, status.second_bytes) == (900, 800, 7)
+            assert status.warm_share == 0.9
+            assert (
+                status.private_bytes == before.private_bytes - facts(library.opener.model("a")).private_bytes
+            )
+        assert library.status("a") == before
