@@ -33,6 +33,7 @@ PositiveShare = Annotated[float, msgspec.Meta(ge=FLOAT_LEAST, le=1)]
 CountOrAll = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 KvType = Literal["f16", "q8_0", "q4_0"]
 TokenId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}$")]
+HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+$")]
 StopText = Annotated[str, msgspec.Meta(min_length=1)]
 S = TypeVar("S", bound="_Section")
 
@@ -42,12 +43,16 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ServerConfig(_Section, frozen=True):
-    """``[server]``: the port and what may come in through it."""
+    """``[server]``: the port and what may come in through it.
+
+    ``allowed_hosts``: further names by which requests may ask for this server while it has no keys.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8080
     api_keys: tuple[str, ...] = ()
     api_key_file: str = ""
+    allowed_hosts: tuple[HostName, ...] = ()
     max_body_bytes: Positive = 32 * 1024 * 1024
     shutdown_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     progress_comments: bool = True

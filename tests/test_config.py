@@ -113,6 +113,7 @@ def test_empty_file_is_the_default() -> None:
         ("[sever]\nport = 1\n", 1, "unknown key 'sever': did you mean 'server'?"),
         ("\n\n[server]\nhost = 'a'\nport = 'x'\n", 5, "server.port: expected `int`, got `str`"),
         ("[server]\nport = 70000\n", 2, "server.port: expected `int` <= 65535"),
+        ("[server]\nallowed_hosts = ['a:1']\n", 2, "server.allowed_hosts[0]: expected `str`"),
         ("[memory]\n\nbudget = 'lots'\n", 3, "memory.budget: 'lots' is not a size"),
         ("[memory]\nbudget = 12\n", 2, "memory.budget: 12 is a budget of 12 bytes: write it like '12GiB'"),
         ("[engine]\nkeep_alive = 'soon'\n", 2, "engine.keep_alive: 'soon' is not a duration"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from shardload.config import ServerConfig
@@ -80,16 +81,22 @@ def test_a_file_without_keys_is_refused(tmp_path, content):
     [
         ("https://example.com", 403),
         ("http://127.0.0.1.example.com", 403),
+        ("http://localhost.example.com", 403),
         ("http://[", 403),
+        ("null", 403),
+        ("example.com", 403),
+        ("http://192.168.1.5", 403),
         ("http://localhost:5173", 404),
+        ("http://shop.localhost:5173", 404),
         ("http://127.0.0.1:3000", 404),
+        ("http://[::1]:3000", 404),
         ("app://desktop", 404),
-        ("null", 404),
+        ("", 404),
         (None, 404),
     ],
 )
 async def test_pages_of_strangers_post_nothing_where_no_key_is_wanted(serve, error_of, origin, status):
-    headers = {"content-type": "text/plain"} | ({"origin": origin} if origin else {})
+    headers = {"content-type": "text/plain"} | ({} if origin is None else {"origin": origin})
     async with serve() as served:
         response = await served.client.post("/models/unload", content='{"model": "nobody"}', headers=headers)
         assert response.status_code == status
@@ -98,6 +105,78 @@ async def test_pages_of_strangers_post_nothing_where_no_key_is_wanted(serve, err
         response = await served.client.post("/models/unload", json={"model": "no"}, headers={"origin": same})
         assert response.status_code == 404
         assert (await served.client.get("/v1/models", headers=headers)).status_code == 200
+
+
+def reached_at(served, address: str) -> httpx.AsyncClient:
+    """A client whose requests come in at an address of this machine, whatever name they ask for."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=served.app), base_url=f"http://{address}:8080")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example:8080", 403),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("internal.evil.example", 403),
+        ("[", 403),
+        ("127.0.0.1:8080", 200),
+        ("[::1]:8080", 200),
+        ("192.168.1.5:8080", 200),
+        ("localhost:8080", 200),
+        ("LOCALHOST.", 200),
+        ("shop.localhost", 200),
+        ("host.docker.internal:8080", 200),
+        ("", 200),
+    ],
+)
+async def test_a_name_that_is_not_ours_may_be_a_page_that_had_it_lead_here(serve, error_of, host, status):
+    headers = {"host": host, "origin": f"http://{host}"}
+    async with serve() as served, reached_at(served, "127.0.0.1") as client:
+        response = await client.get("/v1/models", headers=headers)
+        assert response.status_code == status
+        if status == 403:
+            assert "allowed_hosts" in error_of(response)["message"]
+            assert (await client.post("/models/unload", json={}, headers=headers)).status_code == 403
+        assert (await client.get("/health", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({"host": "0.0.0.0"}, "127.0.0.1"),  # a container, whose other names are many
+        ({}, "172.17.0.2"),  # another host's socket, wider than ours
+        ({"allowed_hosts": ["Models.Example"]}, "127.0.0.1"),  # behind a proxy that passes its name on
+        ({"allowed_hosts": ["models.example"], "host": "0.0.0.0"}, "172.17.0.2"),
+    ],
+)
+async def test_names_that_may_be_ours(serve, settings, address):
+    page = {"host": "models.example", "origin": "https://models.example"}
+    async with serve(**settings) as served, reached_at(served, address) as client:
+        assert (await client.get("/v1/models", headers=page)).status_code == 200
+        assert (await client.post("/models/unload", json={"model": "no"}, headers=page)).status_code == 404
+
+
+async def test_a_page_of_an_allowed_host_may_post_whatever_name_the_proxy_asks_for(serve):
+    async with serve(allowed_hosts=["models.example"]) as served, reached_at(served, "127.0.0.1") as client:
+        for origin, status in (("https://models.example", 404), ("https://other.example", 403)):
+            response = await client.post("/models/unload", json={"model": "no"}, headers={"origin": origin})
+            assert response.status_code == status
+
+
+async def test_names_that_are_allowed_keep_out_all_others(serve):
+    settings = {"allowed_hosts": ["models.example"], "host": "0.0.0.0"}
+    async with serve(**settings) as served, reached_at(served, "172.17.0.2") as client:
+        headers = {"host": "evil.example"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 403
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_with_a_key_the_name_is_anything(serve):
+    async with serve(api_keys=("one",)) as served, reached_at(served, "127.0.0.1") as client:
+        headers = {"host": "models.example", "x-api-key": "one"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
 
 
 async def test_a_page_with_a_key_may_ask_from_anywhere(serve):
