@@ -119,8 +119,11 @@ class FakeManager:
         if pin:
             self.pinned.add(name)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str) -> tuple[str, ...]:
         self._note("unload", name)
+        unpinned = tuple(self.pinned & {self.catalog.get(name).name})
+        self.pinned.difference_update(unpinned)
+        return unpinned
 
     def pin(self, name: str, pinned: bool) -> None:
         self._note("pin", name, pinned)

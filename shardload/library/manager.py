@@ -82,10 +82,7 @@ class Manager:
         self._lookout = Lookout(catalog, self.is_open, clock)
         self._names = Names(catalog)
         self._keeping = Keeping(
-            self._ledger,
-            self._is_named,
-            lambda key: self._names.pin_on(key) is not None,
-            park_idle_seconds,
+            self._ledger, self._is_named, lambda key: self._names.pin_on(key) is not None, park_idle_seconds
         )
         self._tasks: TaskGroup | None = None
         self._closing = False
@@ -183,19 +180,21 @@ class Manager:
             if pin is not None:
                 self.pin(name, pin)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str) -> tuple[str, ...]:
         """Close a model as soon as its leases end, and wait for that; later requests open it anew.
 
-        Closes every context that the name stands for, also where other names share it.
+        Closes every context that the name stands for, also where other names share it, and takes their pins
+        away. Returns the names that were pinned.
         """
         key = served_key(self.catalog.get(name))
+        unpinned = self._names.unpin(key)
         self._keeping.unload(key)
-        leaving = [i for i in self._ledger.served(key) if i.state in ("opening", "open", "closing")]
-        closed = [instance.closed for instance in leaving]
+        closed = [i.closed for i in self._ledger.served(key) if i.state in ("opening", "open", "closing")]
         self.turn()
         for event in closed:
             await event.wait()
         await self._until(lambda: not self._keeping.is_unloading(key))
+        return unpinned
 
     def pin(self, name: str, pinned: bool) -> None:
         """Keep a model from being closed for others or for being idle, once it is open; or no longer."""

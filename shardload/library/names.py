@@ -27,6 +27,16 @@ class Names:
         (self._pins.add if pinned else self._pins.discard)(name)
         self._pins_version += 1
 
+    def unpin(self, key: ServedKey) -> tuple[str, ...]:
+        """Take the pin away from every name that stands for this; returns those that were pinned."""
+        entries = self._catalog.entries()
+        names = tuple(
+            entry.name for entry in entries if entry.name in self._pins and served_key(entry) == key
+        )
+        self._pins.difference_update(names)
+        self._pins_version += 1
+        return names
+
     def take_configured_pins(self) -> None:
         """Follow the pins that have changed in the configuration; others stay as they were set."""
         now = {entry.name for entry in self._catalog.entries() if entry.pin}

@@ -111,6 +111,13 @@ def test_leaving(state: dict[str, Any], words: str) -> None:
     assert leaving(model("one", **state)) == words
 
 
+def test_list_shows_what_is_pinned(invoke: Invoke, fake_server: FakeServer) -> None:
+    fake_server.answer("/models", {"models": [model("one", state="closed", pinned=True), model("two")]})
+    one, two = invoke("list", "--url", fake_server.url).stdout.splitlines()[-2:]
+    assert "closed, pinned" in one
+    assert "pinned" not in two
+
+
 def test_names_are_shown_in_full(invoke: Invoke, fake_server: FakeServer) -> None:
     name = "a-name-as-long-as-those-of-merged-and-quantised-models-often-are-Q4_K_M"
     fake_server.answer("/models", {"models": [model(name, state="open", leases=4, queued=3)]})
@@ -136,9 +143,11 @@ def test_unload_and_pin(invoke: Invoke, fake_server: FakeServer, monkeypatch: py
     fake_server.answer("/models/unload", {"success": True})
     fake_server.answer("/models/pin", {"success": True})
     assert invoke("unload", "one").stdout == "one is closed\n"
+    fake_server.answer("/models/unload", {"success": True, "unpinned": ["one", "terse"]})
+    assert invoke("unload", "one").stdout == "one is closed; no longer pinned: one, terse\n"
     assert invoke("pin", "one").stdout == "one is pinned\n"
     assert invoke("pin", "one", "--off").stdout == "one is no longer pinned\n"
-    assert [body for _, _, body, _ in fake_server.asked[1:]] == [
+    assert [body for _, _, body, _ in fake_server.asked[2:]] == [
         {"model": "one", "pinned": True},
         {"model": "one", "pinned": False},
     ]

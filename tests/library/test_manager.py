@@ -158,6 +158,23 @@ async def test_a_model_that_lost_its_name_while_it_was_loaded(open_library: Open
         assert not library.opener.engines
 
 
+async def test_unload_takes_pins_away(open_library: OpenLibrary) -> None:
+    text = "[models.a]\npin = true\n[models.v]\nbase = 'a'\n[models.w]\nbase = 'a'\nctx = 64"
+    async with open_library("ab", text=text) as library:
+        for name in "vwb":
+            library.manager.pin(name, True)
+        await library.use("a")
+        await library.use("w")
+        assert await library.manager.unload("v") == ("a", "v")
+        assert [library.status(name).pinned for name in "avwb"] == [False, False, True, True]
+        assert library.open_names == {"w"}
+        await library.manager.reconfigure(library.catalog.config)
+        await library.use("a")
+        await library.pass_time(1e6)
+        assert library.open_names == {"w"}
+        assert await library.manager.unload("a") == ()
+
+
 async def test_unload(open_library: OpenLibrary) -> None:
     async with open_library() as library:
         await library.manager.unload("a")

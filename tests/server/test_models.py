@@ -93,6 +93,17 @@ async def test_load(serve):
     ]
 
 
+async def test_unload_tells_whose_pin_it_took(serve):
+    async with serve() as served:
+        served.manager.pinned |= {"ada", "grace"}
+        first, again = [
+            (await served.client.post("/models/unload", json={"model": "ada-alias"})).json() for _ in range(2)
+        ]
+    assert (first["unpinned"], again["unpinned"]) == (["ada"], [])
+    assert not first["pinned"]
+    assert served.manager.pinned == {"grace"}
+
+
 async def test_unload_and_pin_by_alias(serve):
     async with serve() as served:
         assert (await served.client.post("/models/unload", json={"model": "ada-alias"})).json()[

@@ -187,7 +187,7 @@ def load(
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="Give the name another file of the folders.")
     ] = None,
-    pin: Annotated[bool, typer.Option("--pin", help="Keep it until it is unpinned.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it until it is unpinned or unloaded.")] = False,
     keep_alive: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it stays when idle: 5m; -1: for ever.")
     ] = None,
@@ -202,7 +202,7 @@ def load(
 
 @app.command()
 def unload(model: ModelArgument, url: UrlOption = DEFAULT_URL, api_key: KeyOption = None) -> None:
-    """Close a model on a running server when its requests are done."""
+    """Close a model on a running server when its requests are done, and unpin it."""
     from shardload_server.cli import remote
 
     remote.unload(remote.Server(url, api_key), model)

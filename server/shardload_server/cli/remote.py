@@ -98,7 +98,7 @@ def list_models(server: Server, *, as_json: bool) -> None:
         purpose = ", ".join(sorted(model.get("capabilities", ())))
         made.add_row(
             name_line(model),
-            state_line(model),
+            state_line(model) + (", pinned" if model["pinned"] else ""),
             format_bytes(model["size_bytes"]),
             str(model["ctx_tokens"]),
             purpose,
@@ -207,9 +207,11 @@ def load(server: Server, model: str, *, file: Path | None, pin: bool, keep_alive
 
 
 def unload(server: Server, model: str) -> None:
-    """Close a model."""
-    server.request("POST", f"{MODELS_PATH}/unload", {"model": model})
-    console.stdout().print(f"{model} is closed")
+    """Close a model, which is not pinned any more."""
+    unpinned = server.request("POST", f"{MODELS_PATH}/unload", {"model": model}).get("unpinned")
+    console.stdout().print(
+        f"{model} is closed" + (f"; no longer pinned: {', '.join(unpinned)}" if unpinned else "")
+    )
 
 
 def pin(server: Server, model: str, *, pinned: bool) -> None:

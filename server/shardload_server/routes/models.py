@@ -86,10 +86,10 @@ async def load_model(request: Request) -> Response:
 
 
 async def unload_model(request: Request) -> Response:
-    """``POST /models/unload``: answers when the model is closed."""
+    """``POST /models/unload``: answers when the model is closed; ``unpinned`` names what was pinned to it."""
     body, stack = parse_body(await request.body(), UnloadBody), _stack(request)
-    await stack.manager.unload(body.model)
-    return _done(stack, body.model)
+    unpinned = await stack.manager.unload(body.model)
+    return _done(stack, body.model, unpinned=unpinned)
 
 
 async def pin_model(request: Request) -> Response:
@@ -100,10 +100,10 @@ async def pin_model(request: Request) -> Response:
     return _done(stack, body.model)
 
 
-def _done(stack: Stack, model: str) -> Response:
+def _done(stack: Stack, model: str, **more: object) -> Response:
     entry = stack.catalog.get(model)
     status = next(status for status in stack.manager.status() if status.name == entry.name)
-    return json_response({"success": True, **_state(entry, status)})
+    return json_response({"success": True, **_state(entry, status), **more})
 
 
 def _state(entry: ModelEntry, status: ModelStatus) -> dict[str, Any]:
