@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from starlette.types import Send
+from starlette.types import Message, Send
+
+from shardload_server.exchange import ClientLeft
 
 if TYPE_CHECKING:
     from shardload.library.lease import OpenProgress
@@ -18,13 +20,16 @@ HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 KEEP_ALIVE_FRAME = b": keep-alive\n\n"
+READER_SECONDS = 60.0
+"""How long a client may leave the next piece unread: its answer holds a place in its model meanwhile."""
 
 
 class EventStream:
     """A response of events; its headers go out with the first of them, so that failing before is a status.
 
     The heartbeat is a task beside the answer: after a short grace it reports the progress of an open,
-    and it breaks silences of ``silence_seconds``. Writers take turns by a lock.
+    and it breaks silences of ``silence_seconds``. Writers take turns by a lock. A client that reads nothing
+    for READER_SECONDS counts as gone: whatever is written to it raises ClientLeft from then on.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class EventStream:
         self._grace_seconds, self._silence_seconds = grace_seconds, silence_seconds
         self._progress_comments = progress_comments
         self._lock = asyncio.Lock()
+        self._gone = False
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
         self._news: OpenProgress | None = None
@@ -73,7 +79,7 @@ class EventStream:
             self.stop_heartbeat()
             if not self.started:
                 await self._start()
-            await self._send({"type": "http.response.body", "body": frames, "more_body": False})
+            await self._deliver({"type": "http.response.body", "body": frames, "more_body": False})
 
     def stop_heartbeat(self) -> None:
         """End the heartbeat; harmless when it never began."""
@@ -83,17 +89,27 @@ class EventStream:
     async def _write(self, frames: bytes) -> None:
         if not self.started:
             await self._start()
-        await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+        await self._deliver({"type": "http.response.body", "body": frames, "more_body": True})
         self._written_at = self._loop.time()
 
     async def _start(self) -> None:
         self.started = True
         extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *extra]})
+        await self._deliver({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *extra]})
+
+    async def _deliver(self, message: Message) -> None:
+        if self._gone:
+            raise ClientLeft
+        try:
+            async with asyncio.timeout(READER_SECONDS):
+                await self._send(message)
+        except TimeoutError as error:
+            self._gone = True  # a piece is missing: nothing may follow
+            raise ClientLeft from error
 
     async def _beat(self) -> None:
         # A write that fails means that the connection is gone, which the answer learns by itself.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ClientLeft):
             await self._beat_on()
 
     async def _beat_on(self) -> None:

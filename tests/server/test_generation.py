@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 
+import anyio
 import msgspec
 import pytest
 
 from shardload.answer import AnswerDelta
 from shardload.errors import DecodeFailed, OpenFailed, ShuttingDown
-from shardload_server import generation
+from shardload_server import generation, streaming
+from shardload_server.exchange import ClientLeft
 
 pytestmark = pytest.mark.anyio
 
@@ -275,6 +277,42 @@ async def test_a_reader_that_does_not_read_holds_nobody_up(serve, answer):
         exchange.leave()
         await first.closed.wait()
         await exchange.task
+
+
+async def test_a_reader_that_stopped_reading_gives_back_what_it_holds(serve, answer, monkeypatch):
+    monkeypatch.setattr(streaming, "READER_SECONDS", 0.01)
+    async with serve() as served:
+        served.service.answers.append(endless := answer("ada").say("some"))
+        exchange = served.chat_exchange(stream=True)
+        exchange.reading.clear()
+        with anyio.fail_after(10):
+            await endless.closed.wait()
+            await exchange.task
+        assert exchange.sent.empty()
+        assert len(served.stack.in_flight) == 0
+        text, _ = served.stack.metrics.exposition("")
+        assert b'endpoint="chat_completions",model="ada",status="499"} 1.0' in text
+
+
+async def test_nothing_follows_a_piece_that_was_not_read(monkeypatch):
+    monkeypatch.setattr(streaming, "READER_SECONDS", 0.01)
+    sending, sent = asyncio.Event(), []
+
+    async def send(message):
+        if not sending.is_set():
+            sending.set()
+            await asyncio.Event().wait()
+        sent.append(message)
+
+    stream = streaming.EventStream(send, headers={}, grace_seconds=0.0, silence_seconds=0.0)
+    stream.start_heartbeat()
+    with anyio.fail_after(10):
+        await sending.wait()
+        with pytest.raises(ClientLeft):
+            await stream.write(b"late")
+        with pytest.raises(ClientLeft):
+            await stream.end()
+    assert sent == []
 
 
 async def test_shutting_down_lets_answers_end_and_refuses_new_ones(serve, answer, error_of):
