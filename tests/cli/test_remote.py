@@ -172,6 +172,28 @@ def test_another_program_on_the_port(invoke: Invoke, fake_server: FakeServer) ->
     assert "answered 404, and not as a shardload server does" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "body",
+    [{"object": "list", "data": [{"id": "one"}]}, {"models": [{"name": "one", "model": "one"}]}, []],
+    ids=["openai", "llama-server", "list"],
+)
+@pytest.mark.parametrize("command", ["list", "ps"])
+def test_another_server_of_models(
+    invoke: Invoke, fake_server: FakeServer, command: str, body: object
+) -> None:
+    fake_server.answer("/models", body)
+    result = invoke(command, "--url", fake_server.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    words = f"{fake_server.url} answers, but not as a shardload server does"
+    assert " ".join(result.stderr.split()) == words
+
+
+def test_a_name_of_other_letters_is_one_line(invoke: Invoke, fake_server: FakeServer) -> None:
+    result = invoke("load", "\udcff", "--url", fake_server.url)
+    assert result.exit_code == 1
+    assert result.stderr == "what is to be sent is not all UTF-8\n"
+
+
 def test_no_server(invoke: Invoke) -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))

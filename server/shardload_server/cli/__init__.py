@@ -6,5 +6,7 @@ from __future__ import annotations
 def main() -> None:
     """Run the command line; ends the process with its exit code."""
     from shardload_server.cli.app import app
+    from shardload_server.cli.streams import standard_streams
 
-    app(prog_name="shardload")
+    with standard_streams():
+        app(prog_name="shardload")

@@ -6,6 +6,7 @@ Nothing heavy may be imported here, the engine least of all: ``shardload --help`
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,20 +35,28 @@ from shardload_server.cli.options import (
     UrlOption,
 )
 from shardload_server.cli.store_app import store_app
+from shardload_server.cli.streams import BROKEN_PIPE
 
 INTERRUPTED = 130
 """The exit code that shells give to what Ctrl-C ended."""
 
 
 class Commands(TyperGroup):
-    """Turns the errors that we foresee into one red line and exit code 1, and Ctrl-C into an end."""
+    """Turns the errors that we foresee into one red line and exit code 1, and Ctrl-C into an end.
+
+    So is a reader who has read enough: ``shardload inspect ... | head`` needs no complaint.
+    """
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the chosen command; with ``--debug`` every error keeps its traceback."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise typer.Exit(BROKEN_PIPE) from None
         except Exception as error:
             line = None if ctx.params.get("debug") else console.phrase(error)
             if line is None:

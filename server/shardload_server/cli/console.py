@@ -76,6 +76,8 @@ def phrase(error: Exception) -> str | None:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{error.filename}: {reason}" if error.filename else reason
+    if isinstance(error, UnicodeEncodeError):
+        return "what is to be sent is not all UTF-8"
     httpx = sys.modules.get("httpx")
     if httpx is not None and isinstance(error, httpx.HTTPError | httpx.InvalidURL):
         return str(error) or type(error).__name__

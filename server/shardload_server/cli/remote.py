@@ -87,9 +87,18 @@ def _refusal(response: httpx.Response, body: Any) -> str:
     return str(message)
 
 
+def _models(server: Server) -> list[dict[str, Any]]:
+    """The server's catalog; other servers answer the same path, each in its own way."""
+    body = server.request("GET", MODELS_PATH)
+    models = body.get("models") if isinstance(body, dict) else None
+    if not isinstance(models, list) or not all(isinstance(m, dict) and "state" in m for m in models):
+        console.fail(f"{server.url} answers, but not as a shardload server does")
+    return models
+
+
 def list_models(server: Server, *, as_json: bool) -> None:
     """Print every model of the catalog."""
-    models = server.request("GET", MODELS_PATH)["models"]
+    models = _models(server)
     if as_json:
         console.print_json(models)
         return
@@ -114,7 +123,7 @@ def name_line(model: dict[str, Any]) -> str:
 
 def show_open(server: Server, *, as_json: bool) -> None:
     """Print the models that are open or on their way."""
-    models = [model for model in server.request("GET", MODELS_PATH)["models"] if model["state"] != "closed"]
+    models = [model for model in _models(server) if model["state"] != "closed"]
     if as_json:
         console.print_json(models)
         return

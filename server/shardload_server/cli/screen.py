@@ -32,6 +32,10 @@ class Screen(Console):
             super().print(*objects, **options)
         super().print(PADDING.sub("", captured.get()), end="", soft_wrap=True)
 
+    def on_broken_pipe(self) -> None:
+        """Leave the end to the command, which gives it the exit code that shells know."""
+        raise BrokenPipeError
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as always; what the console itself says to the terminal is kept apart by rich."""
         for segment in super().render(renderable, options):
