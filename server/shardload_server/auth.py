@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ from shardload_server.responses import failure_response
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
 PRIVATE_DOMAIN = ".internal"
 """Public name servers know no such names, so that no page is under one; containers ask their host by them."""
+
+logger = logging.getLogger("shardload.server")
 
 
 class KeyRing:
@@ -115,6 +118,16 @@ def foreign_origin(scope: Scope, config: ServerConfig) -> str | None:
     host = _host_name(origin)
     ours = is_loopback(host) or _is_allowed(host, config) or netloc == headers.get("host")
     return None if netloc and ours else origin
+
+
+def warn_if_open(config: ServerConfig) -> None:
+    """Say so when other machines can reach the server and nothing asks for a key."""
+    if not is_loopback(config.host) and not configured_keys(config):
+        logger.warning(
+            "listening on %s without an API key: everybody who reaches this machine can use its models; "
+            "set --api-key, or bind to 127.0.0.1",
+            config.host or "all addresses",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -9,11 +9,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from shardload.config import Config
 from shardload.errors import ModelNotFound, OpenFailed, ShuttingDown
 from shardload.runtime import assembled
-from shardload_server.auth import KeyRing, configured_keys
+from shardload_server.auth import KeyRing, configured_keys, warn_if_open
 from shardload_server.exchange import InFlight
 from shardload_server.metrics import Metrics
 
@@ -86,12 +87,15 @@ class Stack:
 
     async def reconfigure(self, config: Config) -> None:
         """Serve by another configuration from now on; host, port and body limit stay as they are."""
-        keys = configured_keys(config.server)
+        server = msgspec.structs.replace(config.server, host=self.config.server.host)
+        config = msgspec.structs.replace(config, server=server)
+        keys = configured_keys(server)
         await self.manager.reconfigure(config)
         self.service.routes = config.routes
         self.keys.replace(keys)
         self.config = config
         logger.info("configuration taken over: %d models", len(self.catalog.names()))
+        warn_if_open(server)
 
 
 def _requests(number: int) -> str:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import logging
+
 import httpx
 import pytest
 
-from shardload.config import ServerConfig
+from shardload.config import Config, ServerConfig
 from shardload.errors import ConfigError
 from shardload_server.auth import KeyRing, configured_keys
 
@@ -184,3 +186,28 @@ async def test_a_page_with_a_key_may_ask_from_anywhere(serve):
         headers = {"origin": "https://example.com", "x-api-key": "one"}
         response = await served.client.post("/models/unload", json={"model": "nobody"}, headers=headers)
     assert response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("bound", "changed", "warned"),
+    [
+        ("0.0.0.0", ServerConfig(), True),
+        ("0.0.0.0", ServerConfig(api_keys=("two",)), False),
+        ("127.0.0.1", ServerConfig(host="0.0.0.0"), False),  # an address stays until a restart
+    ],
+)
+async def test_a_reload_that_leaves_no_key_warns_where_others_come_in(serve, caplog, bound, changed, warned):
+    async with serve(host=bound, api_keys=("one",)) as served, reached_at(served, "127.0.0.1") as client:
+        with caplog.at_level(logging.WARNING, "shardload.server"):
+            await served.stack.reconfigure(Config(server=changed))
+        assert ("without an API key" in caplog.text) is warned
+        named = await client.get("/v1/models", headers={"host": "models.example"})
+        assert named.status_code == (200 if warned else 401 if changed.api_keys else 403)
+
+
+async def test_a_reload_takes_other_names(serve):
+    async with serve() as served, reached_at(served, "127.0.0.1") as client:
+        headers = {"host": "models.example"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 403
+        await served.stack.reconfigure(Config(server=ServerConfig(allowed_hosts=("models.example",))))
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
