@@ -174,10 +174,39 @@ def test_history_survives(parrot: Parrot, typed: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "expected"), [("a.gguf", True), ("./a", True), ("storyteller", False), ("auto", False)]
+    ("model", "expected"),
+    [
+        ("a.gguf", True),
+        ("org/a.gguf", True),
+        ("./a", True),
+        ("../a", True),
+        ("/a", True),
+        ("~/a", True),
+        ("folder/there", True),
+        ("folder", False),
+        ("org/model", False),
+        ("storyteller", False),
+        ("auto", False),
+    ],
 )
-def test_is_file(model: str, expected: bool) -> None:
+def test_is_file(model: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "there").touch()
     assert is_file(model) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("org/pir", "org/pir"), ("c# 100%?", "c%23%20100%25%3F"), ("é", "%C3%A9")]
+)
+def test_a_server_is_asked_for_any_name(
+    invoke: Invoke, fake_server: FakeServer, name: str, path: str
+) -> None:
+    fake_server.answer(f"/v1/models/{path}", {"id": name})
+    fake_server.stream("/v1/chat/completions", piece("Good day"))
+    result = invoke("run", name, "hello", "--url", fake_server.url, stdin="")
+    assert (result.exit_code, result.stdout) == (0, "Good day\n")
+    assert fake_server.asked[-1][2]["model"] == name
 
 
 def piece(text: str) -> dict[str, object]:

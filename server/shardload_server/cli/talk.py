@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from shardload_server.cli import console, remote
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import httpx
 
 Messages = Sequence[dict[str, str]]
+FILE_STARTS = ("/", "./", "../", "~")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class Talker(Protocol):
 
 
 def is_file(model: str) -> bool:
-    """Whether a model argument means a file rather than a name."""
-    return model.endswith(".gguf") or "/" in model or Path(model).is_file()
+    """Whether a model argument means a file rather than a name, which may have slashes as well."""
+    return model.endswith(".gguf") or model.startswith(FILE_STARTS) or Path(model).is_file()
 
 
 def talker(options: RunOptions) -> Talker:
@@ -83,7 +85,8 @@ class ServerTalker:
         self._options = options
         self._server = remote.Server(options.url, options.api_key)
         # An unknown name is told before anybody types a question; the router's is no model's.
-        self._server.request("GET", "/v1/models" if options.model == AUTO else f"/v1/models/{options.model}")
+        path = "/v1/models" if options.model == AUTO else f"/v1/models/{quote(options.model, safe='/')}"
+        self._server.request("GET", path)
 
     def answer(self, messages: Messages) -> Generator[str, None, None]:
         """Stream one answer."""
