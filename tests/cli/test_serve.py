@@ -199,3 +199,19 @@ def test_config_check_names_the_line(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("config", "check", path)
     assert result.exit_code == 1
     assert f"{path}:3:" in result.stderr
+
+
+@pytest.mark.parametrize("content", [None, "# no key\n"])
+def test_config_check_reads_the_file_of_keys(
+    invoke: Invoke, model_file: Path, tmp_path: Path, content: str | None
+) -> None:
+    path, keys = tmp_path / "shardload.toml", tmp_path / "keys"
+    path.write_text(f'files = ["{model_file}"]\n[server]\napi_key_file = "keys"\n')
+    if content is not None:
+        keys.write_text(content)
+    result = invoke("config", "check", path)
+    assert result.exit_code == 1
+    assert str(keys) in result.stderr
+    assert not result.stdout
+    keys.write_text("alpha\n")
+    assert invoke("config", "check", path).exit_code == 0

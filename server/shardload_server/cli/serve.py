@@ -177,8 +177,10 @@ def check_config(path: Path) -> None:
     """Read a configuration as the server would; raises ConfigError with the line at fault."""
     from shardload.library.catalog import Catalog
     from shardload.routing import check_routes
+    from shardload_server.auth import configured_keys
 
     config = load_config(path)
+    configured_keys(config.server)
     catalog = Catalog.from_config(config)
     for problem, error in catalog.problems.items():
         console.warn(console.phrase(error) or str(problem))
