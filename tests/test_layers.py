@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shardload.shards",),
     ("shardload.memory", "shardload.gguf", "shardload.demo"),
     ("shardload.config", "shardload.quantities", "shardload.toml_lines"),
-    ("shardload.errors", "shardload.folders", "shardload._version"),
+    ("shardload.errors", "shardload.folders", "shardload._version", "shardload.work_thread"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 NATIVE = "shardload_native"

@@ -140,6 +140,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
     ("rest", "code", "told"),
     [
         pytest.param("", 0, "", id="at its last line"),
+        pytest.param("model.generate('Once ' * 200, max_tokens=2)", 0, "", id="with what is to be parked"),
         pytest.param("sys.exit(3)", 3, "", id="exits"),
         pytest.param("raise KeyError('mine')", 1, "KeyError: 'mine'", id="fails"),
         pytest.param("answer = model.chat('Hello', stream=True); next(iter(answer))", 0, "", id="answers"),

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
@@ -22,6 +22,7 @@ import numpy as np
 from shardload.engine.parked_files import FileFacts, ParkedFiles
 from shardload.memory import available_bytes
 from shardload.memory.platform import current
+from shardload.work_thread import WorkThread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,8 +80,8 @@ class ParkingLot:
         self._parkings: dict[str, Parking] = {}
         self._memory_bytes = self._leaving_bytes = 0
         # Writing takes no time from computing; somebody waits for what is read.
-        self._writer = ThreadPoolExecutor(1, "shardload-parking-writer", current().yield_to_others)
-        self._reader = ThreadPoolExecutor(1, "shardload-parking-reader")
+        self._writer = WorkThread("shardload-parking-writer", current().yield_to_others)
+        self._reader = WorkThread("shardload-parking-reader")
         self._closed = False
 
     def of(self, key: str) -> Parking:
@@ -127,8 +128,8 @@ class ParkingLot:
             for parking in self._parkings.values():
                 parking.entries.clear()
             self._memory_bytes = self._leaving_bytes = 0
-        self._writer.shutdown(cancel_futures=True)
-        self._reader.shutdown(cancel_futures=True)
+        self._writer.close()
+        self._reader.close()
 
     # -- for Parking
 

@@ -8,13 +8,10 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -27,6 +24,7 @@ from shardload.library.entry import ModelEntry, Use, slots_for
 from shardload.library.estimate import Prediction, predict
 from shardload.library.opener import InstanceHandle, Progress, Residency, WeightsHandle
 from shardload.shards.identity import FileIdentity
+from shardload.work_thread import WorkThread
 
 if TYPE_CHECKING:
     from shardload.config import EngineConfig
@@ -61,7 +59,7 @@ class LlamaOpener:
         """
         self._lane, self._settings, self._parking = lane, settings, parking
         self._paging = paging
-        self._thread = _WorkThread("shardload-opener")
+        self._thread = WorkThread("shardload-opener")
         self._giving_up = threading.Event()
 
     def predict(self, entry: ModelEntry, kind: Use) -> Prediction:
@@ -277,38 +275,6 @@ async def _outcome(work: Future[T]) -> T:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((done,))
     return done.result()
-
-
-class _WorkThread:
-    """Does one piece of work after the other until it is collected as garbage.
-
-    A pool would not do: at the end of the process those refuse work before anything is closed.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=_do_all, args=(self._jobs,), name=name, daemon=True).start()
-        weakref.finalize(self, self._jobs.put, None).atexit = False
-
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
-        self._jobs.put(partial(_do, work, future))
-        return future
-
-
-def _do_all(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
-        del job  # and with it what it worked on
-
-
-def _do(work: Callable[[], T], future: Future[T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 class _Reporter:
