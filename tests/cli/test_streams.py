@@ -21,6 +21,7 @@ def run(
     *arguments: str | Path,
     stdin: bytes = b"",
     stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
     shell: str = "",
     encoding: str = "",
 ) -> subprocess.CompletedProcess[bytes]:
@@ -31,7 +32,7 @@ def run(
     environment["COLUMNS"] = "80"
     if encoding:
         environment["PYTHONIOENCODING"] = encoding
-    return subprocess.run(command, input=stdin, stdout=stdout, stderr=subprocess.PIPE, env=environment)
+    return subprocess.run(command, input=stdin, stdout=stdout, stderr=stderr, env=environment)
 
 
 @posix
@@ -44,6 +45,15 @@ def test_a_reader_who_left_is_no_error(model_file: Path, options: list[str]) -> 
     done = run(*options, *([] if "--help" in options else [model_file]), stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@posix
+def test_nor_is_one_who_left_the_errors(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run("inspect", tmp_path / "missing.gguf", stderr=writer)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (141, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")

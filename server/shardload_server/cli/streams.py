@@ -24,11 +24,13 @@ def standard_streams() -> Iterator[None]:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    out = sys.stdout
+    written = (sys.stdout, sys.stderr)
     try:
         yield
     finally:
-        _finish(out)
+        finished = [_finished(stream) for stream in written]
+        if not all(finished):
+            sys.exit(BROKEN_PIPE)
 
 
 def _open_missing() -> None:
@@ -39,13 +41,14 @@ def _open_missing() -> None:
             setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (for good)
 
 
-def _finish(out: TextIO) -> None:
+def _finished(stream: TextIO) -> bool:
+    """Write out a stream; False if its reader has left."""
     try:
-        out.flush()
+        stream.flush()
     except OSError as error:
         # Python would try once more at its end, and complain.
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, out.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
-        if isinstance(error, BrokenPipeError):
-            sys.exit(BROKEN_PIPE)
+        return not isinstance(error, BrokenPipeError)
+    return True
