@@ -20,6 +20,12 @@ async def test_the_list_of_models(serve):
     assert body["data"][0]["meta"]["n_ctx"] == 512
 
 
+async def test_the_router_is_listed_where_there_are_rules_and_found_everywhere(serve):
+    async with serve() as served:
+        assert (await served.client.get("/v1/models/auto")).json()["id"] == "auto"
+        assert "auto" not in (await served.client.get("/v1/models")).text
+
+
 @pytest.mark.parametrize("path", ["org/model", "org%2Fmodel", "org/model-alias"])
 async def test_one_model_whose_id_has_a_slash(serve, path):
     async with serve() as served:

@@ -43,6 +43,9 @@ class RoutedManager(FakeManager):
     def status(self):
         return [FakeStatus(name, state="closed", resident_bytes=0) for name in ("large", "long", "small")]
 
+    async def look_again(self):
+        pass
+
     async def lease(self, entry, *, progress=None, **options):
         if progress is not None:
             progress(OpenProgress(entry.name, "opening", 0.5))
@@ -112,6 +115,16 @@ async def test_rules_choose_and_headers_tell(routed, prompt, headers, broken, ex
         assert f'"model":"{expected[0]}"' in response.text
     else:
         assert response.json()["model"] == expected[0]
+
+
+async def test_the_router_is_a_model_among_the_others(routed):
+    client, _ = routed
+    *found, last = (await client.get("/v1/models")).json()["data"]
+    assert [each["id"] for each in found] == ["large", "long", "small"]
+    assert last == (await client.get("/v1/models/auto")).json()
+    assert (last["id"], last["object"]) == ("auto", "model")
+    assert last["capabilities"] == found[0]["capabilities"] != []
+    assert last.keys() == found[0].keys()
 
 
 @pytest.mark.parametrize("stream", [False, True])

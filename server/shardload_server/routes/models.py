@@ -12,7 +12,8 @@ from starlette.routing import Route
 
 from shardload.errors import ShuttingDown
 from shardload.library.entry import ModelEntry
-from shardload_server.dialects.openai.models import model_body, model_list
+from shardload.routing import AUTO
+from shardload_server.dialects.openai.models import OWNER, model_body, model_list
 from shardload_server.dialects.openai.requests import keep_alive_seconds
 from shardload_server.dialects.router import router_model
 from shardload_server.parsing import parse_body
@@ -46,15 +47,19 @@ class PinBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 async def list_models(request: Request) -> Response:
-    """``GET /v1/models``."""
+    """``GET /v1/models``; where rules choose, ``auto`` is the last of them, to be found in clients' menus."""
     stack = _stack(request)
     await stack.manager.look_again()
-    return json_response(model_list(stack.catalog.entries()))
+    found = model_list(stack.catalog.entries())
+    if stack.config.routes:
+        found["data"].append(_automatic(stack))
+    return json_response(found)
 
 
 async def show_model(request: Request) -> Response:
     """``GET /v1/models/{id}``; ids may hold slashes."""
-    return json_response(model_body(await _stack(request).find(request.path_params["id"])))
+    stack, name = _stack(request), request.path_params["id"]
+    return json_response(_automatic(stack) if name == AUTO else model_body(await stack.find(name)))
 
 
 async def list_states(request: Request) -> Response:
@@ -98,6 +103,20 @@ async def pin_model(request: Request) -> Response:
     await stack.find(body.model)
     stack.manager.pin(body.model, body.pinned)
     return _done(stack, body.model)
+
+
+def _automatic(stack: Stack) -> dict[str, Any]:
+    """The router as a model: it can do whatever one of the models can."""
+    capabilities = {each for entry in stack.catalog.entries() for each in entry.capabilities}
+    return {
+        "id": AUTO,
+        "object": "model",
+        "created": 0,
+        "owned_by": OWNER,
+        "aliases": (),
+        "capabilities": sorted(capabilities),
+        "meta": None,
+    }
 
 
 def _done(stack: Stack, model: str, **more: object) -> Response:
