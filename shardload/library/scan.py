@@ -25,7 +25,7 @@ def find_files(config: Config, earlier: Mapping[str, Path] | None = None) -> dic
     found = set(_first_parts(_listed(config)))
     if earlier is None:
         return dict(sorted({**name_files(found, taken=named), **named}.items()))
-    kept = {name: path for name, path in earlier.items() if path in found}
+    kept = {name: path for name, path in earlier.items() if path in found and name not in named}
     needed = {*config.models, *(model.base for model in config.models.values())}
     gone = {name: path for name, path in earlier.items() if path not in found and name in needed}
     aliases = {alias for model in config.models.values() for alias in model.aliases}

@@ -63,6 +63,15 @@ def test_what_was_found_earlier_keeps_its_name(tmp_path: Path) -> None:
     assert find_files(config, earlier) == {"m": tmp_path / "a" / "m.gguf"}
 
 
+def test_a_file_that_the_configuration_names_has_its_own_name_too(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    config = Config(folders=(str(tmp_path),), models={"other": ModelConfig(file=str(file))})
+    earlier = find_files(config)
+    assert earlier == {"other": file}
+    touch(file)
+    assert find_files(config, earlier) == {"m": file, "other": file}
+
+
 def test_a_new_file_takes_no_alias(tmp_path: Path) -> None:
     touch(tmp_path / "x" / "m.gguf")
     config = Config(folders=(str(tmp_path),), models={"m": ModelConfig(aliases=("best",))})
