@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shardload.chat.messages import Message, parse_messages
 from shardload.config import Config, EngineConfig, MemoryConfig, load_config
-from shardload.errors import ConfigError, NoSuchFile, NotGGUF, UnreadableFile
+from shardload.errors import ConfigError, NotGGUF
 from shardload.generation import Generation
 from shardload.library.entry import ModelEntry
 from shardload.library.facts import read_facts
@@ -282,14 +282,7 @@ def _check_file(path: Path) -> None:
     """Raise what is wrong with the one file that is to be opened; a catalog would log it and go on."""
     if path.is_dir():
         raise NotGGUF(path, "is a folder: `shardload serve` and shardload.Manager serve all models of one")
-    try:
-        read_facts(path)
-    except NotGGUF as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise NoSuchFile(path) from None
-        if isinstance(error.__cause__, PermissionError):
-            raise UnreadableFile(path) from None
-        raise
+    read_facts(path)
 
 
 def _configured(

@@ -18,8 +18,8 @@ class Generation:
     """Text that a model generates. Iterating yields it in pieces as they come, `text` waits for all of it.
 
     Each ``for`` begins at the first piece. What ``next`` takes is yielded no more: ``for`` goes on behind it.
-    A generation that is not read to its end is stopped by ``close``, or by leaving its ``with`` block. One
-    thread at a time.
+    A generation that is not read to its end is stopped by ``close``, or by leaving its ``with`` block; when
+    nobody has it any more it is stopped with a ResourceWarning. One thread at a time.
     """
 
     def __init__(self, runtime: Runtime, answer: Answer) -> None:
@@ -111,6 +111,7 @@ class Generation:
             warnings.warn(
                 f"{self!r} was neither read to its end nor closed", ResourceWarning, source=self, stacklevel=1
             )
+            self._runtime.abandon(self._answer)
 
     def _advance(self) -> bool:
         """Wait for the next delta; False at the end."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -83,7 +84,7 @@ class Runtime:
             thread.join()
             raise
         self._thread = thread
-        self._close = weakref.finalize(self, _stop, self._portal, thread)
+        self._close = weakref.finalize(self, _collected, self._portal, thread)
 
     @property
     def closed(self) -> bool:
@@ -124,13 +125,18 @@ class Runtime:
         if not self.closed:
             self.call(self._end, answer)
 
+    def abandon(self, answer: Answer) -> None:
+        """Close an answer that nobody has any more, some time; for ``__del__``, which runs on any thread."""
+        _thread.start_new_thread(self._try_to_end, (answer,))
+
     def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Plan and compute embeddings."""
         return self.call(self._embed, request)
 
     def close(self) -> None:
         """End what runs, close every model and stop the loop; idempotent."""
-        self._close()
+        if self._close.detach() is not None:
+            _stop(self._portal, self._thread)
 
     def __del__(self) -> None:
         finalizer = getattr(self, "_close", None)
@@ -160,6 +166,10 @@ class Runtime:
             receive(delta)
             finish = delta.finish
 
+    def _try_to_end(self, answer: Answer) -> None:
+        with suppress(Exception):  # the runtime ends meanwhile, and its answers with it
+            self.end(answer)
+
     async def _end(self, answer: Answer) -> None:
         self._answers.discard(answer)
         await answer.aclose()
@@ -186,6 +196,15 @@ async def _main(
             if ready.done():
                 raise
             ready.set_exception(error)
+
+
+def _collected(portal: BlockingPortal, thread: threading.Thread) -> None:
+    """The end of the process, or of a runtime that was never closed: that is noticed on whichever thread."""
+    if threading.current_thread().daemon:
+        # It may be one that the loop waits for: nothing is waited for here.
+        _thread.start_new_thread(_stop, (portal, thread))
+    else:
+        _stop(portal, thread)
 
 
 def _stop(portal: BlockingPortal, thread: threading.Thread) -> None:

@@ -93,6 +93,25 @@ def test_leaving_early_stops_it(fake_models: Pair) -> None:
     generation.close()
 
 
+def test_one_that_nobody_has_any_more_is_stopped(fake_models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, manager = fake_models
+    manager.reply = lambda prompt: "x" * 400
+    runtime, ended = models._runtime, threading.Event()
+    end = runtime.end
+
+    def noted(answer: Any) -> None:
+        end(answer)
+        ended.set()
+
+    monkeypatch.setattr(runtime, "end", noted)
+    generations = [models.generate("small", "Hi", stream=True, temperature=0)]
+    assert next(iter(generations[0])) == "x"
+    with pytest.warns(ResourceWarning, match="neither read to its end nor closed"):
+        generations.clear()
+    assert ended.wait(30)
+    assert manager.leases == []
+
+
 def test_closing_the_models_ends_what_runs(fake_models: Pair) -> None:
     models, manager = fake_models
     generation = models.generate("small", "Hi", stream=True, temperature=0)

@@ -75,6 +75,16 @@ def test_errors_of_the_parts_come_out() -> None:
         Runtime(Config(), broken)
 
 
+def test_one_that_is_found_on_its_own_thread_is_stopped() -> None:
+    runtime = Runtime(Config(), nothing)
+    # As the garbage collector does, wherever it happens to run.
+    runtime.call(lambda: runtime._close())
+    runtime._thread.join(30)
+    assert not runtime._thread.is_alive()
+    assert runtime.closed
+    runtime.close()
+
+
 def test_forgetting_to_close_is_told() -> None:
     runtime = Runtime(Config(), nothing)
     with pytest.warns(ResourceWarning, match="never closed"):

@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 
-from shardload.errors import CorruptGGUF, HandleClosed, NotGGUF
+from shardload.errors import CorruptGGUF, HandleClosed, NoSuchFile, NotGGUF, UnreadableFile
 
 
 class FileMapping:
@@ -69,13 +69,13 @@ def _open(path: str) -> int:
     try:
         return os.open(path, flags)
     except FileNotFoundError as error:
-        raise NotGGUF(path, "no such file") from error
+        raise NoSuchFile(path) from error
     except IsADirectoryError as error:
         raise NotGGUF(path, "is a directory: name a .gguf file") from error
     except PermissionError as error:
         if os.path.isdir(path):  # how Windows says it
             raise NotGGUF(path, "is a directory: name a .gguf file") from error
-        raise NotGGUF(path, "no permission to read it") from error
+        raise UnreadableFile(path) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise NotGGUF(path, f"cannot be opened: {reason}") from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardload.errors import NotGGUF, UnsupportedGGUF
+from shardload.errors import GGUFError, NotGGUF, UnsupportedGGUF
 from shardload.gguf import GGUFFile
 from shardload.library.entry import FileKey, Kind
 from shardload.library.estimate import ENCODERS, MemoryShape, memory_shape
@@ -45,6 +45,8 @@ def read_facts(path: Path) -> FileFacts:
     try:
         with GGUFFile(path) as gguf:
             return _facts(gguf)
+    except GGUFError:  # also where it is an OSError of the file's own: it says what is wrong
+        raise
     except OSError as error:
         raise NotGGUF(path, error.strerror or str(error)) from error
 

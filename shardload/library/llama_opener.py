@@ -141,9 +141,13 @@ class LlamaOpener:
         if self._parking is None or kind != "generate":
             return None
         try:
-            return self._parking.of(" ".join(FileIdentity.of(path).lasting for path in model.paths))
+            files = [path.stat() for path in model.paths]
         except OSError:
             return None  # deleted meanwhile: nobody will come back to it
+        # A file that was replaced has other bytes than the weights that are open, and states of its own.
+        if not model.is_of(files):
+            return None
+        return self._parking.of(" ".join(FileIdentity.of(file).lasting for file in files))
 
     def _threads_for(self, entry: ModelEntry) -> int:
         if self._settings.threads:

@@ -168,8 +168,9 @@ def test_paths_that_are_no_files(model: Path, where: str) -> None:
 def test_reasons_of_paths(tmp_path: Path) -> None:
     with pytest.raises(NotGGUF, match="is a directory"):
         GGUFFile(tmp_path)
-    with pytest.raises(NotGGUF, match="no such file"):
+    with pytest.raises(NotGGUF, match="no such file") as caught:
         GGUFFile(tmp_path / "none.gguf")
+    assert isinstance(caught.value, FileNotFoundError)
 
 
 def test_devices_are_no_files() -> None:
@@ -182,8 +183,9 @@ def test_file_without_read_permission(model: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", denied)  # root may read everything
-    with pytest.raises(NotGGUF, match="no permission to read it"):
+    with pytest.raises(NotGGUF, match="no permission to read it") as caught:
         GGUFFile(model)
+    assert isinstance(caught.value, PermissionError)
 
 
 def test_file_replaced_or_deleted_while_open(model: Path, tmp_path: Path) -> None:

@@ -177,8 +177,8 @@ def test_files_that_are_no_models_stop_nobody(tmp_path: Path, make_model: Make) 
     kinds = {path.name: type(error) for path, error in models.problems.items()}
     assert kinds["cut.gguf"] is CorruptGGUF
     assert kinds["empty.gguf"] is NotGGUF
-    assert kinds["absent.gguf"] is NotGGUF
-    assert kinds["part-00001-of-00002.gguf"] in (MissingSplit, NotGGUF)
+    assert kinds["absent.gguf"] is NoSuchFile
+    assert kinds["part-00001-of-00002.gguf"] in (MissingSplit, NoSuchFile)
     assert {"lora.gguf", "eye.gguf"} <= kinds.keys()
     for name in ("cut", "twin", "part", "absent", "lora"):
         with pytest.raises(OpenFailed, match=name):

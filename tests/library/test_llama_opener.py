@@ -15,7 +15,7 @@ from packable import LARGE, PROMPT, fine_tune, learn, linux_only, pack_file, sma
 
 from shardload import demo
 from shardload.config import Config, EngineConfig, parse_config
-from shardload.engine import GenerationRequest, Lane, SamplingParams
+from shardload.engine import GenerationRequest, Lane, ParkingLot, SamplingParams
 from shardload.errors import HandleClosed, LoadFailed, ModelNotFound, OpenFailed
 from shardload.library.catalog import Catalog
 from shardload.library.entry import ModelEntry
@@ -104,6 +104,24 @@ async def test_a_file_that_llama_refuses(opener: LlamaOpener, make_model: Make, 
         await manager.unload("fable")
         with pytest.raises(ModelNotFound):
             await manager.lease(catalog.get("fable"))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_weights_of_a_replaced_file_park_nothing_under_the_new_one(
+    tmp_path: Path, replaced: bool
+) -> None:
+    file, lot = tmp_path / "fable.gguf", ParkingLot(None, 2**20, 0)
+    shutil.copy(DEMO / "fable.gguf", file)
+    entry = Catalog(parse_config(f"files = ['{file}']", tmp_path / "x.toml")).get("fable")
+    with Lane() as lane, closing(LlamaPaging()) as paging:
+        opener = LlamaOpener(lane, EngineConfig(), paging, lot)
+        weights = await opener.open_weights(entry, ignore)
+        if replaced:
+            shutil.copy(DEMO / "pirate.gguf", tmp_path / "new")
+            (tmp_path / "new").replace(file)
+        assert (opener._parking_of(weights.model, "generate") is None) is replaced
+        await opener.close_weights(weights, drop_pages=False)
+    lot.close()
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), OSError(5, "broken disk")])
