@@ -12,6 +12,7 @@ from shardload.errors import (
     CorruptGGUF,
     MissingSplit,
     ModelNotFound,
+    NoSuchFile,
     NotGGUF,
     OpenFailed,
     RequestError,
