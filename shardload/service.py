@@ -15,6 +15,7 @@ import anyio.to_thread
 import numpy as np
 
 from shardload.answer import Answer, AnswerDelta, Merged, Nothing, Single, Source
+from shardload.chat.ambiguity import check_readings
 from shardload.chat.grammar import response_schema, schema_grammar
 from shardload.chat.template import ChatTemplate
 from shardload.config import RouteConfig
@@ -203,13 +204,15 @@ class Service:
             grammar, param = options.grammar, "grammar"
             if schema is not None:
                 grammar, param = schema_grammar(schema), "response_format"
+            elif grammar is not None:
+                check_readings(grammar, param=param)
             if isinstance(request, ChatRequest):
                 tokens = [chat_tokens(request, lease.entry, lease.vocab, self._make_template)]
             else:
                 tokens = [completion_tokens(prompt, lease.vocab) for prompt in prompts]
             return _Prepared(tuple(tokens), grammar, param, options)
 
-        return await self._in_thread_if_long(characters, work, force=bool(schema))
+        return await self._in_thread_if_long(characters, work, force=bool(schema or options.grammar))
 
     async def _in_thread_if_long(self, characters: int, work: Callable[[], T], *, force: bool = False) -> T:
         if characters <= LONG_TEXT_CHARACTERS and not force:

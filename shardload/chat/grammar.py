@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
+from shardload.chat.ambiguity import check_readings
 from shardload.errors import RequestError, UnsupportedLlama
 
 SCHEMA_LIMIT_BYTES = 64 * 1024
-# The converter writes a repetition out term by term, nested in brackets, which llama.cpp reads by recursion:
-# a schema's counts decide how large the grammar gets and how deep.
+# llama.cpp makes a rule for each optional iteration, and refuses more than 2000 of them.
 COUNT_LIMIT = 1000
 COUNT_KEYS = frozenset({"minItems", "maxItems", "minLength", "maxLength"})
 QUANTIFIER = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
@@ -77,7 +77,9 @@ def schema_grammar(schema: Mapping[str, Any], *, param: str = "response_format")
             f"the schema has {len(text)} bytes, at most {SCHEMA_LIMIT_BYTES} are taken", param=param
         )
     _check_counts(schema, param)
-    return _convert(text.decode(), param)
+    grammar = _convert(text.decode(), param)
+    check_readings(grammar, param=param)
+    return grammar
 
 
 def _check_counts(schema: Mapping[str, Any], param: str) -> None:
@@ -131,4 +133,24 @@ def _converter() -> ModuleType:
         raise UnsupportedLlama(f"llama-cpp-python has no schema converter at {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    # Its own writes a repetition out term by term, nested in as many brackets, which llama.cpp would read by
+    # recursion; and counts that are written as such are seen by who checks the grammar.
+    vars(module)["_build_repetition"] = _repetition
     return module
+
+
+def _repetition(
+    item: str,
+    least: int,
+    most: int | None,
+    separator_rule: str | None = None,
+    item_rule_is_literal: bool = False,
+) -> str:
+    """An item of GBNF ``least`` to ``most`` times; the keywords are those of the converter."""
+    if not separator_rule:
+        bounds = f"{least}" if most == least else f"{least},{'' if most is None else most}"
+        return f"({item}){{{bounds}}}"
+    if most == 0:
+        return ""
+    more = _repetition(f"{separator_rule} {item}", max(0, least - 1), None if most is None else most - 1)
+    return f"({item} {more})" + ("" if least else "?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ REJECTED = -math.inf
 LEAST_TEMPERATURE = 1e-6
 MAX_GRAMMAR_DEPTH = 100
 MAX_GRAMMAR_CHARACTERS = 2**17
+# Processor time for one token: the more readings a text has, the longer each token takes, for all models.
+GRAMMAR_SECONDS = 1.0
 CANDIDATE = np.dtype([("token", np.int32), ("logit", np.float32), ("probability", np.float32)])
 
 
@@ -51,11 +54,12 @@ class Sampler(Handle):
     def sample(self, row: int) -> int:
         """Choose from the logits of an output row of the last decode, and remember the choice.
 
-        Raises RequestError when a grammar allows no token of this vocabulary.
+        Raises RequestError when a grammar allows no token of this vocabulary, or takes too long over one.
         """
         chain, context = self.pointer, self._context
         if self._grammar is None:
             return self._lib.llama_sampler_sample(chain, context.pointer, context.batch_index(row))
+        began = time.thread_time()
         logits = context.logits(row)
         token = self._choose(logits, with_grammar=False)
         if not self._allowed(token):
@@ -66,6 +70,11 @@ class Sampler(Handle):
                     "the grammar allows none of this model's tokens here", param="response_format"
                 )
         self._lib.llama_sampler_accept(self._grammar, token)
+        if time.thread_time() - began > GRAMMAR_SECONDS:
+            raise RequestError(
+                "the text has so many readings by the grammar that a token takes too long",
+                param="response_format",
+            )
         self._lib.llama_sampler_accept(chain, token)
         return token
 

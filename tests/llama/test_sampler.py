@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from tiny_gguf import sentence_piece, write_llama
 
+from shardload.chat.grammar import schema_grammar
 from shardload.engine.runner import Run
 from shardload.engine.sampling import SamplingParams
 from shardload.errors import HandleClosed, RequestError
 from shardload.llama import Context, ContextParams, Model
+from shardload.llama import sampler as sampler_module
 
 PROMPT = [1, 260, 262, 270, 271, 265]
 
@@ -128,6 +130,28 @@ def test_bad_grammars_are_the_requests_fault(context: Context, grammar: str) -> 
     with pytest.raises(RequestError) as caught:
         context.sampler(SamplingParams(grammar=grammar), PROMPT)
     assert caught.value.param == "response_format"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": 1000},
+        {"type": "array", "minItems": 2, "maxItems": 1000, "items": {"enum": ["a", "b"]}},
+        {"type": "array", "maxItems": 100, "items": {"type": "array", "maxItems": 0, "items": {"const": 1}}},
+        {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}( [a-z]{1,20}){0,20}$"},
+    ],
+)
+def test_schemas_with_counts_are_taken(context: Context, schema: dict[str, object]) -> None:
+    with context.sampler(SamplingParams(grammar=schema_grammar(schema)), PROMPT) as sampler:
+        sampler.sample(0)
+
+
+def test_a_grammar_that_takes_too_long_ends_its_own_request(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler_module, "GRAMMAR_SECONDS", -1.0)
+    with pytest.raises(RequestError, match="readings"):
+        draw(context, 1, grammar="root ::= [a-z ]+")
 
 
 def test_an_empty_grammar_is_none(context: Context) -> None:

@@ -184,6 +184,16 @@ async def test_a_bad_grammar_is_blamed_on_the_field_that_it_came_by(
     assert manager.leases == []
 
 
+async def test_a_grammar_with_too_many_readings_reaches_no_engine(
+    service: Service, manager: FakeManager
+) -> None:
+    grammar = "root ::= a{0,2000}\na ::= b{0,2000}\nb ::= [a-zA-Z ,.]"
+    with pytest.raises(RequestError, match="readings") as caught:
+        await ask(service, ChatRequest("small", ASKED, options=Options(grammar=grammar)))
+    assert caught.value.param == "grammar"
+    assert manager.leases == []
+
+
 async def test_a_response_format_wins_over_the_models_own_grammar(
     catalog: FakeCatalog, manager: FakeManager
 ) -> None:
