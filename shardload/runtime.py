@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -53,8 +53,8 @@ async def assembled(config: Config) -> AsyncIterator[Parts]:
         parking_of(config) as parking,
         Lane() as lane,
         paging_of(config, lambda: lane.is_busy) as paging,
+        closing(LlamaOpener(lane, config.engine, paging, parking)) as opener,
     ):
-        opener = LlamaOpener(lane, config.engine, paging, parking)
         async with Manager.from_config(catalog, opener, config, lambda: parking.memory_bytes) as manager:
             with relieved_by(manager.relieve):
                 yield Parts(catalog, manager, Service(catalog, manager, config.routes))

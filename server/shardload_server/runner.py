@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import signal
 import socket
@@ -19,7 +18,7 @@ from starlette.applications import Starlette
 from shardload.config import Config, ServerConfig
 from shardload.errors import ConfigError, ShardloadError
 from shardload_server.app import create_app
-from shardload_server.auth import configured_keys
+from shardload_server.auth import warn_if_open
 from shardload_server.stack import FAREWELL_SECONDS, Stack
 
 logger = logging.getLogger("shardload.server")
@@ -182,23 +181,3 @@ def bind(config: ServerConfig) -> socket.socket:
         raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}{advice}") from error
     bound.set_inheritable(False)
     return bound
-
-
-def warn_if_open(config: ServerConfig) -> None:
-    """Say so when other machines can reach the server and nothing asks for a key."""
-    if not is_loopback(config.host) and not configured_keys(config):
-        logger.warning(
-            "listening on %s without an API key: everybody who reaches this machine can use its models; "
-            "set --api-key, or bind to 127.0.0.1",
-            config.host or "all addresses",
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -142,7 +142,8 @@ class Replacements:
         """Take over a file that changed on disk; False to go on with the old one, which is open."""
         name = self._catalog.root(entry.name)
         refused_key, reason = self._refused.get(name, ((), ""))
-        if key != refused_key:
+        # One that could not be opened beside the old one may well open in its place.
+        if key != refused_key or not self._holder.is_open(entry):
             async with self._gate(name):
                 try:
                     prepared = await anyio.to_thread.run_sync(self._catalog.prepare, name)

@@ -94,6 +94,24 @@ async def test_swap_to_a_file_that_does_not_open(open_library: OpenLibrary) -> N
         assert library.opener.opens["a"] == 1
 
 
+async def test_a_new_file_that_did_not_open_beside_the_old_one_is_tried_when_that_has_gone(
+    open_library: OpenLibrary,
+) -> None:
+    async with open_library("a") as library:
+        await library.use("a")
+        library.opener.failures["a"] = LoadFailed("a.gguf", "cannot allocate memory")
+        write_model(library.folder / "new", llama__context_length=300)
+        (library.folder / "new").replace(library.folder / "a.gguf")
+        await library.use("a")
+        assert library.opener.opens["a"] == 1
+        library.opener.failures.clear()
+        await library.use("a")
+        assert library.opener.opens["a"] == 1, "refused: the old one goes on, and costs nothing"
+        await library.manager.unload("a")
+        await library.use("a")
+        assert library.opener.opens["a"] == 2
+
+
 async def test_swap_where_both_do_not_fit(open_library: OpenLibrary) -> None:
     async with open_library("ab", budget=1, text="[models.a]\npin = true") as library:
         running = await library.lease("a")

@@ -9,7 +9,8 @@ import pytest
 
 from shardload.config import Config, ServerConfig
 from shardload.errors import ConfigError
-from shardload_server.runner import bind, is_loopback, warn_if_open
+from shardload_server.auth import is_loopback, warn_if_open
+from shardload_server.runner import bind
 
 BODY = {"model": "ada", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
