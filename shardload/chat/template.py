@@ -11,9 +11,9 @@ from jinja2 import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shardload.chat.messages import Message
+from shardload.chat.sandbox import Sandbox, rendered
 from shardload.errors import ModelUnavailable, RequestError
 
 # Files made before templates were stored in them are mostly tuned on ChatML: markers in the vocabulary tell.
@@ -26,6 +26,15 @@ CHATML = (
 # Without template and without markers a model only continues text. Roles and markup would be text that it has
 # never seen, so it gets what was said and nothing else.
 PLAIN = "{{ messages | map(attribute='content') | join('\\n') }}"
+REFUSALS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class AssistantTurn(Extension):
@@ -42,7 +51,7 @@ class ChatTemplate:
     """One compiled template with the pieces it may print; rendering is pure and safe in any thread.
 
     The template comes from a file that nobody vouched for, so it runs in Jinja's sandbox without access to
-    anything but its arguments.
+    anything but its arguments, and ends where it takes too long or too much room.
     """
 
     def __init__(
@@ -50,9 +59,7 @@ class ChatTemplate:
     ) -> None:
         """Compile it; raises ModelUnavailable where the file's template is none that we can read."""
         self.source, self.bos, self.eos = source, bos, eos
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, AssistantTurn]
-        )
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, AssistantTurn])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: clock().strftime(form)
@@ -85,8 +92,8 @@ class ChatTemplate:
             "eos_token": self.eos,
         }
         try:
-            return self._template.render(variables)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            return rendered(self._template, variables, messages=len(messages))
+        except REFUSALS as error:
             raise RequestError(
                 f"the model's chat template refuses the messages: {error}", param="messages"
             ) from error

@@ -4,6 +4,7 @@ from datetime import datetime
 
 import pytest
 
+from shardload.chat import sandbox
 from shardload.chat.messages import Message
 from shardload.chat.template import CHATML, PLAIN, ChatTemplate, template_source
 from shardload.errors import ModelUnavailable, RequestError
@@ -70,7 +71,7 @@ def test_the_date() -> None:
         ("{{ 'a' + 1 }}", "can only concatenate"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{% for i in range(10 ** 9) %}{% endfor %}", "too big"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "too large"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
     ],
 )
@@ -78,6 +79,65 @@ def test_what_a_template_refuses_is_the_requests_fault(source: str, words: str) 
     with pytest.raises(RequestError, match=words) as caught:
         ChatTemplate(source).render(ASKED)
     assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too long"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+            "too long",
+        ),
+        ("{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}", "refuses"),
+        ("{{ 'a' * 200000000000 }}", "too large"),
+        ("{{ 10 ** 10 * [1] }}", "too large"),
+        ("{{ 10 ** (10 ** 10) }}", "too large"),
+        (
+            "{% set n = namespace(a='ab') %}{% for i in range(99) %}{% set n.a = n.a + n.a %}{% endfor %}",
+            "too large",
+        ),
+        (
+            "{% set n = namespace(a='ab') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
+            "too large",
+        ),
+        (
+            "{% set a = 'ab' %}" + "{% set a %}{{ a }}{{ a }}{% endset %}" * 40,
+            "too much",
+        ),
+        ("{{ 'a'.ljust(10 ** 10) }}", "too large"),
+        ("{{ 'a' | center(10 ** 10) }}", "too large"),
+        ("{{ '%10000000000d' % 1 }}", "too wide"),
+        ("{{ '%10000000000d' | format(1) }}", "too wide"),
+        ("{{ lipsum(10 ** 6) }}", "undefined"),
+    ],
+)
+def test_a_template_that_does_too_much_ends(source: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0.1)
+    with pytest.raises(RequestError, match=words):
+        ChatTemplate(source).render(ASKED)
+
+
+def test_a_template_for_which_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(clock: object) -> datetime:
+        raise MemoryError
+
+    with pytest.raises(RequestError, match="refuses"):
+        ChatTemplate("{{ strftime_now('%Y') }}", clock=lambda: full(None)).render(ASKED)
+
+
+def test_what_templates_do_every_day_they_may_do() -> None:
+    source = (
+        "{% macro line(m, end) %}{{ '-' * 3 ~ m.role ~ 1 ~ none ~ end }}{% endmacro %}"
+        "{% for m in messages if m.role == 'user' %}{{ line(m, '!') + '%s' % m.content }}{% endfor %}"
+        "{{ 'a' | center(3) }}{{ '%d' | format(3) }}{% set x %}{{ 2 ** 3 }}{% endset %}{{ x }}"
+    )
+    assert ChatTemplate(source).render(ASKED) == "---user1None!Hi a 38"
+
+
+def test_a_long_conversation_is_rendered() -> None:
+    asked = [Message("user", "word " * 20)] * 20_000
+    assert len(ChatTemplate(CHATML).render(asked)) > 2_000_000
 
 
 def test_a_template_that_does_not_parse() -> None:
