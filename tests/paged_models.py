@@ -10,6 +10,7 @@ from pathlib import Path
 from shardload import memory
 from shardload.gguf import TensorInfo
 from shardload.gguf.constants import TENSOR_TYPES
+from shardload.library.seen_pages import SeenPages
 from shardload.llama import Model
 from shardload.llama.paged import PagedWeights
 from shardload.llama.placed import PlacedTensor
@@ -47,9 +48,11 @@ def packed_bytes(weights: PagedWeights) -> int:
 
 
 def resident(weights: PagedWeights) -> tuple[int, int]:
-    found = weights.measure([])
-    assert found is not None
-    return sum(shard.resident_bytes for shard in found), sum(shard.second_bytes for shard in found)
+    working = [place for shard in weights.places for place in shard.working]
+    second = [place for shard in weights.places for place in shard.second]
+    seen = SeenPages.of([*working, *second])
+    assert seen is not None
+    return seen.resident_bytes(working), seen.resident_bytes(second)
 
 
 def total(weights: PagedWeights) -> int:

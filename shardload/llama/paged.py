@@ -37,16 +37,6 @@ LOOK_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class ShardMemory:
-    """What of one shard is in memory."""
-
-    name: str
-    nbytes: int
-    resident_bytes: int
-    second_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Traffic:
     """Totals since the open, in bytes and seconds."""
 
@@ -133,22 +123,6 @@ class PagedWeights:
         with self._lock:
             found = self._traffic.plus(sum(job.read_bytes for job in self._jobs))
             return found if self._streamer is None else _with_stats(found, self._streamer)
-
-    def measure(self, seen: list[Range]) -> tuple[ShardMemory, ...] | None:
-        """What of each shard is in memory, without ranges in ``seen``, to which all are added.
-
-        None where the system does not tell.
-        """
-        shards, known, found = self.places, merged(seen, gap_bytes=0), []
-        for shard in shards:
-            resident = _resident(without(shard.working, known))
-            second = _resident(without(shard.second, known))
-            if resident is None or second is None:
-                return None
-            found.append(ShardMemory(shard.name, shard.nbytes, resident, second))
-        for shard in shards:
-            seen += [*shard.working, *shard.second]
-        return tuple(found)
 
     # -- what leaves
 
@@ -341,13 +315,3 @@ class _UsualPace:
 
 def _packed_always(_tokens: int) -> Layout:
     return "packed"
-
-
-def _resident(places: Iterable[Range]) -> int | None:
-    total = 0
-    for place in places:
-        count = memory.resident_bytes(place.address, place.length)
-        if count is None:
-            return None
-        total += count
-    return total
