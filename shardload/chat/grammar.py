@@ -46,6 +46,8 @@ def response_schema(response_format: Mapping[str, Any] | None) -> Mapping[str, A
         case "json_schema":
             inner = response_format.get("json_schema")
             schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
+            if schema is None and isinstance(inner, Mapping):
+                schema = {}  # the vendor's type has a name alone as well
             param = "response_format.json_schema.schema"
         case kind:
             raise RequestError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shardload.chat.grammar import JSON_OBJECT, schema_grammar
+from shardload.chat.grammar import JSON_OBJECT, response_schema, schema_grammar
 from shardload.errors import RequestError
 
 
@@ -20,6 +20,17 @@ def test_a_schema_becomes_rules() -> None:
     rules = dict(line.split(" ::= ", 1) for line in grammar.splitlines())
     assert rules["name-kv"] == r'"\"name\"" space ":" space string'
     assert "name-kv" in rules["root"]
+
+
+@pytest.mark.parametrize("inner", [{"name": "any"}, {"name": "any", "schema": None}])
+def test_a_format_without_a_schema_is_any_object(inner: dict[str, Any]) -> None:
+    assert response_schema({"type": "json_schema", "json_schema": inner}) == {}
+
+
+@pytest.mark.parametrize("fields", [{}, {"json_schema": None}, {"json_schema": {"schema": 3}}])
+def test_a_format_whose_schema_is_none(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="must be an object"):
+        response_schema({"type": "json_schema", **fields})
 
 
 def test_strings_hold_no_raw_control_characters() -> None:
