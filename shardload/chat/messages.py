@@ -117,9 +117,11 @@ def _parse_message(value: Any, where: str) -> Message:
         raise RequestError(
             f"{where}.role must be one of {', '.join(ROLES)}, not {role!r}", param=f"{where}.role"
         )
+    # What an assistant refused with has a field of its own in answers, which comes back as it was.
+    said = "refusal" if value.get("content") is None and role == "assistant" else "content"
     return Message(
         role=role,
-        content=_parse_content(value.get("content"), f"{where}.content"),
+        content=_parse_content(value.get(said), f"{where}.{said}"),
         name=_optional_text(value.get("name"), f"{where}.name"),
         tool_calls=_parse_calls(value.get("tool_calls"), f"{where}.tool_calls"),
         tool_call_id=_optional_text(value.get("tool_call_id"), f"{where}.tool_call_id"),
@@ -140,12 +142,14 @@ def _parse_part(value: Any, where: str) -> Part:
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind in ("text", "input_text") and isinstance(value.get("text"), str):
         return TextPart(value["text"])
+    if kind == "refusal" and isinstance(value.get("refusal"), str):
+        return TextPart(value["refusal"])
     if kind == "image_url":
         image = value.get("image_url")
         url = image.get("url") if isinstance(image, Mapping) else image
         if isinstance(url, str):
             return ImagePart(url)
-    raise RequestError(f"{where} must be a part of type text or image_url, complete", param=where)
+    raise RequestError(f"{where} must be a part of type text, refusal or image_url, complete", param=where)
 
 
 def _parse_calls(value: Any, where: str) -> tuple[ToolCall, ...]:

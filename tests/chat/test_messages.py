@@ -73,9 +73,25 @@ def test_templates_know_no_developers() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": [{"type": "refusal", "refusal": "I may not."}]},
+        {"content": None, "refusal": "I may not."},
+        {"refusal": "I may not."},
+        {"content": "I may not.", "refusal": None},
+    ],
+)
+def test_what_the_assistant_refused_with_is_what_it_said(fields: dict[str, Any]) -> None:
+    (message,) = parse_messages([{"role": "assistant", **fields}])
+    assert message.text == "I may not."
+
+
+@pytest.mark.parametrize(
     ("value", "param"),
     [
         (None, "messages"),
+        ([{"role": "assistant", "content": [{"type": "refusal", "text": "a"}]}], "messages[0].content[0]"),
+        ([{"role": "assistant", "refusal": 3}], "messages[0].refusal"),
         ("Hi", "messages"),
         ({"role": "user"}, "messages"),
         ([], "messages"),
