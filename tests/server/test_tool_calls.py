@@ -6,12 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 
 from shardload.answer import AnswerDelta
 from shardload.chat.messages import ToolCall
 from shardload.engine.request import Finish, Timings, Usage
+from shardload.errors import RequestError
 from shardload_server.dialects.openai.answers import chat_body, choices_of
 from shardload_server.dialects.openai.chunks import ChatChunks
+from shardload_server.dialects.openai.requests import ChatBody
+from shardload_server.parsing import parse_body
 
 FINISH = Finish("stop", None, Usage(3, 0, 9), Timings(0.0, 0.1, 0.2))
 ANSWER: Any = SimpleNamespace(id="chatcmpl-1", created=1, model="ada", usage=FINISH.usage)
@@ -50,3 +54,32 @@ def test_whole() -> None:
 def test_calls_alone_leave_no_content() -> None:
     (choice,) = chat_body(ANSWER, choices_of(DELTAS[1:]), logprobs=False)["choices"]
     assert choice["message"]["content"] is None
+
+
+ADD = {"type": "function", "function": {"name": "add"}}
+
+
+def asked(**fields: Any) -> ChatBody:
+    body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return parse_body(msgspec.json.encode(body), ChatBody)
+
+
+@pytest.mark.parametrize(("choice", "count"), [(None, 1), ("auto", 1), ("none", 0)])
+def test_tools_are_offered_unless_none_are_wanted(choice: str | None, count: int) -> None:
+    assert len(asked(tools=[ADD], tool_choice=choice).request().tools) == count
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("required", "not supported"),
+        (ADD, "not supported"),
+        ({"type": "function", "function": {"name": "log"}}, "no tool is named 'log'"),
+        ("always", "must be none, auto"),
+        ({"type": "function"}, "must be none, auto"),
+    ],
+)
+def test_nothing_makes_a_model_call_a_tool(choice: Any, words: str) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        asked(tools=[ADD, {}, {"function": 3}], tool_choice=choice).request()
+    assert caught.value.param == "tool_choice"

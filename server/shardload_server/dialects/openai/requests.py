@@ -77,11 +77,34 @@ class ChatBody(GenerationBody, kw_only=True):
         return ChatRequest(
             model=self.model,
             messages=parse_messages(self.messages),
-            tools=tuple(self.tools or ()) if self.tool_choice != "none" else (),
+            tools=self._offered_tools(),
             response_format=self.response_format,
             n=1 if self.n is None else self.n,
             options=_options(self, max_tokens, top_logprobs),
             template_variables=self.chat_template_kwargs or {},
+        )
+
+    def _offered_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools that the model may call; raises RequestError where it must, which nothing makes it."""
+        tools = tuple(self.tools or ())
+        match self.tool_choice:
+            case None | "auto":
+                return tools
+            case "none":
+                return ()
+            case "required":
+                wanted = "required"
+            case {"type": "function", "function": {"name": str() as wanted}}:
+                if wanted not in map(_function_name, tools):
+                    raise RequestError(f"tool_choice: no tool is named {wanted[:64]!r}", param="tool_choice")
+            case _:
+                raise RequestError(
+                    "tool_choice must be none, auto, required, or an object that names a function",
+                    param="tool_choice",
+                )
+        raise RequestError(
+            f"tool_choice {wanted[:64]!r} is not supported: the model itself chooses whether it calls a tool",
+            param="tool_choice",
         )
 
 
@@ -188,6 +211,11 @@ def _options(body: GenerationBody, max_tokens: int | None, top_logprobs: int | N
         top_logprobs=top_logprobs,
         keep_alive_seconds=keep_alive_seconds(body.keep_alive),
     )
+
+
+def _function_name(tool: Mapping[str, Any]) -> Any:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, Mapping) else None
 
 
 def _seed(seed: int | None) -> int | None:
