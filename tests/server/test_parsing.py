@@ -66,3 +66,16 @@ def test_seeds_of_any_size(seed, asked):
     request = parse_body(raw, CompletionBody).request()
     assert request.options.seed == asked
     request.check()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{}] * 1025),
+        ("messages", [{}] * 65_537),
+        ("logit_bias", dict.fromkeys(map(str, range(262_145)), 1)),
+    ],
+)
+def test_lists_that_are_too_long(field, value):
+    body = {"model": "a", "messages": [{"role": "user", "content": "a"}], field: value}
+    assert refusal(msgspec.json.encode(body), ChatBody).param == field

@@ -6,9 +6,10 @@ Unknown fields are ignored: clients send what the vendor adds before any local s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from shardload.chat.messages import parse_messages
 from shardload.errors import RequestError
@@ -19,6 +20,12 @@ Prompts = str | list[str | int | list[int]]
 """Text, tokens, or a list of either."""
 INPUTS_LIMIT = 2048
 """Texts of one request for embeddings, as with the vendor: their answer is made in one piece."""
+
+
+MESSAGES_LIMIT = 2**16
+TOOLS_LIMIT = 2**10
+BIASES_LIMIT = 2**18
+"""As many as the largest vocabularies have tokens."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -44,7 +51,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     repeat_last_n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=BIASES_LIMIT)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
@@ -59,11 +66,11 @@ class GenerationBody(msgspec.Struct, kw_only=True):
 class ChatBody(GenerationBody, kw_only=True):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[dict[str, Any]], Meta(max_length=MESSAGES_LIMIT)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=TOOLS_LIMIT)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
