@@ -73,7 +73,8 @@ def test_paging_ends_what_it_began(tmp_path: Path) -> None:
     with paging_of(config, never) as paging:
         pantry = paging.pantry
         assert pantry is not None
-        pantry._hold.add(["a" * 64])
+        hold = pantry.hold()
+        hold.add(["a" * 64])
         assert list((tmp_path / "store" / "holds").iterdir())
     assert not list((tmp_path / "store" / "holds").iterdir())
     with pytest.raises(HandleClosed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,16 @@ from shardload_native.callbacks import keep
 from shardload_native.log import LogRouter
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as in a program of its own: who runs in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @linux_only
-@pytest.mark.usefixtures("nothing_stays_mapped")
+@pytest.mark.usefixtures("nothing_stays_mapped", "ctrl_c")
 @pytest.mark.parametrize("shared", [False, True], ids=["own vocabulary", "lent vocabulary"])
 @pytest.mark.parametrize(
     ("owner", "name", "at"),

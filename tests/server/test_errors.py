@@ -17,6 +17,8 @@ EXAMPLES = {
     errors.LoadFailed: ("m", "why"),
     errors.DecodeFailed: (-1,),
     errors.ShuttingDown: (),
+    errors.NoSuchFile: ("m.gguf",),
+    errors.UnreadableFile: ("m.gguf",),
     errors.GGUFError: ("m.gguf", "why"),
     errors.StoreError: ("/store", "why"),
 }
