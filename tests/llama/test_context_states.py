@@ -188,8 +188,8 @@ def test_the_memory_of_an_empty_cache_is_given_back(any_model: Model) -> None:
         assert read(context, 1, PROMPT) == following
         assert go_on(context, 1, following, len(PROMPT)) == expected
         assert context.restore(2, state)
-        # The cells of another slot are on other pages, how many depends on where the cache begins; the rest of
-        # it stays without memory.
+        # The cells of another slot are on other pages, how many depends on where the cache begins; the rest
+        # of it stays without memory.
         assert context.kv_resident_bytes <= before + 2**16
 
 
