@@ -111,9 +111,9 @@ def foreign_origin(scope: Scope, config: ServerConfig) -> str | None:
     origin = headers.get("origin")
     if not origin:
         return None
-    scheme, _, netloc = origin.partition("://")
+    scheme, mark, netloc = origin.partition("://")
     # Desktop programs have schemes of their own; "null" is whoever does not say, a sandboxed page as well.
-    if netloc and scheme.lower() not in ("http", "https"):
+    if mark and scheme.lower() not in ("http", "https"):
         return None
     host = _host_name(origin)
     ours = is_loopback(host) or _is_allowed(host, config) or netloc == headers.get("host")

@@ -18,7 +18,7 @@ from jinja2.visitor import NodeTransformer
 
 SECONDS = 0.25
 """Of the processor; short conversations are rendered on the event loop, and take a hundredth of that."""
-SECONDS_PER_MESSAGE = 1e-3
+SECONDS_PER_PART = 1e-3
 SIZE_LIMIT = 2**26
 """Characters or elements of one value, and characters of all that is printed."""
 NUMBER_LIMIT = 2**1024
@@ -101,7 +101,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _budget.get().step()
-        _check_arguments(args, kwargs)
+        # Methods of texts and numbers make values as large as they are told; macros only pass them on.
+        if isinstance(getattr(__obj, "__self__", None), str | bytes | int):
+            _check_arguments(args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
         _check_size(_length(result))
         return result
@@ -115,12 +117,12 @@ class _Joining(NodeTransformer):
         return _filter(nodes.List(node.nodes, lineno=node.lineno), JOINED, node.lineno)
 
 
-def rendered(template: Template, variables: Mapping[str, Any], *, messages: int) -> str:
-    """The text of a sandbox's template about so many messages.
+def rendered(template: Template, variables: Mapping[str, Any], *, parts: int) -> str:
+    """The text of a sandbox's template about so many messages and tools.
 
     Raises TemplateError, MemoryError, and whatever a template's expressions raise.
     """
-    token = _budget.set(_Budget(SECONDS + SECONDS_PER_MESSAGE * messages))
+    token = _budget.set(_Budget(SECONDS + SECONDS_PER_PART * parts))
     try:
         pieces = []
         for piece in template.generate(variables):

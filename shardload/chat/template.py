@@ -92,7 +92,7 @@ class ChatTemplate:
             "eos_token": self.eos,
         }
         try:
-            return rendered(self._template, variables, messages=len(messages))
+            return rendered(self._template, variables, parts=len(messages) + len(tools or ()))
         except REFUSALS as error:
             raise RequestError(
                 f"the model's chat template refuses the messages: {error}", param="messages"

@@ -23,7 +23,7 @@ LEAST_TEMPERATURE = 1e-6
 MAX_GRAMMAR_DEPTH = 100
 MAX_GRAMMAR_CHARACTERS = 2**17
 # Processor time for one token: the more readings a text has, the longer each token takes, for all models.
-GRAMMAR_SECONDS = 1.0
+GRAMMAR_SECONDS = 3.0
 CANDIDATE = np.dtype([("token", np.int32), ("logit", np.float32), ("probability", np.float32)])
 
 
@@ -72,7 +72,7 @@ class Sampler(Handle):
         self._lib.llama_sampler_accept(self._grammar, token)
         if time.thread_time() - began > GRAMMAR_SECONDS:
             raise RequestError(
-                "the text has so many readings by the grammar that a token takes too long",
+                "the grammar is so large, or reads the text in so many ways, that a token takes too long",
                 param="response_format",
             )
         self._lib.llama_sampler_accept(chain, token)

@@ -71,7 +71,7 @@ def test_the_date() -> None:
         ("{{ 'a' + 1 }}", "can only concatenate"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{% for i in range(10 ** 9) %}{% endfor %}", "too large"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "too big"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
     ],
 )
@@ -133,6 +133,16 @@ def test_what_templates_do_every_day_they_may_do() -> None:
         "{{ 'a' | center(3) }}{{ '%d' | format(3) }}{% set x %}{{ 2 ** 3 }}{% endset %}{{ x }}"
     )
     assert ChatTemplate(source).render(ASKED) == "---user1None!Hi a 38"
+
+
+def test_large_numbers_are_passed_on() -> None:
+    source = (
+        "{% macro argument(x) %}{{ x }}{% endmacro %}{{ argument(1700000000) }} {{ {}.get('a', 2 ** 40) }}"
+    )
+    assert ChatTemplate(source).render(ASKED) == "1700000000 1099511627776"
+    for made in ("'a'.zfill(2 ** 40)", "'a'.ljust(2 ** 40)"):
+        with pytest.raises(RequestError, match="too large"):
+            ChatTemplate("{{ " + made + " }}").render(ASKED)
 
 
 def test_a_long_conversation_is_rendered() -> None:

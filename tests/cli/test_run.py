@@ -122,7 +122,7 @@ def test_what_is_no_command_is_told_and_not_asked(
     assert f"{line.split()[0]} is no command" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["/etc/hosts is what?", "/ is a slash", "what is /etc"])
+@pytest.mark.parametrize("line", ["/etc/hosts is what?", "/ is a slash", "what is /etc", "/no_think why?"])
 def test_a_slash_alone_is_no_command(parrot: Parrot, typed: Callable[..., None], line: str) -> None:
     typed(line)
     command.run(OPTIONS, None)

@@ -93,6 +93,7 @@ def test_a_file_without_keys_is_refused(tmp_path, content):
         ("http://127.0.0.1:3000", 404),
         ("http://[::1]:3000", 404),
         ("app://desktop", 404),
+        ("file://", 404),
         ("", 404),
         (None, 404),
     ],

@@ -20,8 +20,8 @@ HINT = "Ctrl-C stops an answer, Ctrl-D or /bye leaves, /clear starts over, /? he
 LEAVING = ("/bye", "/exit", "/quit")
 """What people type who come from other programs."""
 HELP = ("/?", "/help")
-COMMAND = re.compile(r"/[\w?]+(?!\S)")
-"""What begins as a command does; a path has a second slash."""
+COMMAND = re.compile(r"/(?!(?:no_)?think\b)[\w?]+(?!\S)")
+"""What begins as a command does; a path has a second slash, and two words are for Qwen models."""
 
 
 def run(options: RunOptions, prompt: str | None) -> None:
