@@ -127,7 +127,8 @@ class Runtime:
 
     def abandon(self, answer: Answer) -> None:
         """Close an answer that nobody has any more, some time; for ``__del__``, which runs on any thread."""
-        _thread.start_new_thread(self._try_to_end, (answer,))
+        if not self.closed:
+            _thread.start_new_thread(self._try_to_end, (answer,))
 
     def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Plan and compute embeddings."""

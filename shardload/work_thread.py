@@ -57,3 +57,4 @@ def _do(work: Callable[[], T], future: Future[T]) -> None:
         future.set_result(work())
     except BaseException as error:
         future.set_exception(error)
+        del work, future  # its traceback has this frame

@@ -33,8 +33,9 @@ BUFFER_TYPE = "AMX"
 PROBE_SECONDS = 120
 WRONG_RESULT = 3
 """What the probe ends with where it computed something else than it should; 1 is any exception."""
+FATAL = ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE")
 # What else ends the probe is a want of memory, of which ggml aborts, or of time, and may have passed.
-LASTING = {WRONG_RESULT, -signal.SIGILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE}
+LASTING = {WRONG_RESULT, *(-getattr(signal, name) for name in FATAL if hasattr(signal, name))}
 CPU_DEVICE, GGML_TYPE_Q4_0, GGML_TYPE_F32 = 0, 2, 0
 Q4_0_BLOCK_WEIGHTS = 32
 COLUMNS, ROWS = 512, 64

@@ -125,7 +125,10 @@ class Turn:
         ledger, weights = self.ledger, self.ledger.weights.get(instance.file)
         if weights is not None and not weights.active:
             if weights.limit_bytes != limit_bytes:
-                actions.resize(weights, limit_bytes)
+                if weights.may_be_resized:
+                    actions.resize(weights, limit_bytes)
+                else:  # it was tried and failed: they are opened anew within the limit
+                    actions.evict(ledger, weights)
                 return False
             self._wake(weights, instance, actions)
         if instance.state == "open":

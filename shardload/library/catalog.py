@@ -203,6 +203,7 @@ def _build(
     files: dict[str, FileFacts] = {}
     broken: dict[str, GGUFError] = {}
     known = {} if earlier is None else earlier.files
+    held = known.keys() & held
     found = find_files(config, None if earlier is None else earlier.found)
     wanted = {**found, **{name: path for name, path in keep.items() if name in found}}
     for name in sorted({*wanted, *held}):

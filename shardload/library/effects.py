@@ -177,9 +177,12 @@ class Effects:
     async def _resize(self, resize: Resize) -> None:
         weights, limit = resize.weights, resize.limit_bytes
         assert weights.handle is not None, "open weights have a handle"
+        is_set = False
 
         async def change(handle: WeightsHandle) -> int:
+            nonlocal is_set
             await self._opener.set_resident_limit(handle, limit)
+            is_set = True
             if limit is None:
                 return 1
             # What only prompts used is not in the limit.
@@ -188,7 +191,8 @@ class Effects:
         share = "in memory as a whole" if limit is None else f"streaming with {format_bytes(limit)} in memory"
         logger.info("%s: %s", weights.name, share)
         kept_bytes = weights.size_bytes if limit is None else limit
-        if await self._moved(weights, kept_bytes, change(weights.handle)):
+        await self._moved(weights, kept_bytes, change(weights.handle))
+        if is_set:
             weights.limit_bytes = limit
         else:
             weights.note_refused_resize()
@@ -204,17 +208,15 @@ class Effects:
                 hotter.append(other.handle)
         return await self._opener.page_out(weights.handle, keep_bytes, hotter)
 
-    async def _moved(self, weights: Weights, keep_bytes: int, move: Coroutine[Any, Any, int]) -> bool:
-        """Bring a move of pages to its end, and see what it has brought; False where it failed."""
-        freed_bytes, failed = 0, False
+    async def _moved(self, weights: Weights, keep_bytes: int, move: Coroutine[Any, Any, int]) -> None:
+        """Bring a move of pages to its end, and see what it has brought."""
+        freed_bytes = 0
         try:
             freed_bytes = await move
         except (Exception, CancelledError):
             logger.exception("moving the pages of %s failed", weights.name)
-            failed = True
         await self.measure()
         weights.finish_move(keep_bytes, freed_bytes)
-        return not failed
 
     async def park(self, instance: Instance, uses: int) -> None:
         """Park the KV state of an instance that was idle after so many uses, and give its memory back."""

@@ -178,12 +178,14 @@ class LlamaPaging:
 
         On any thread. The first to ask reads a small file for each part, where anything is open.
         """
-        known = frozenset[str]()
+        known: frozenset[str] | None = None
 
         def places() -> dict[Hashable, int]:
             nonlocal known
             contents = self._contents
-            if contents and not known and self.pantry is not None:
+            if not contents or self.pantry is None:
+                return {}
+            if known is None:
                 known = self.pantry.known(paths)
             return {contents[digest]: contents[digest].length for digest in known & contents.keys()}
 

@@ -37,7 +37,8 @@ class Lookout:
         self._catalog, self._is_open, self._clock = catalog, is_open, clock
         self._looking = anyio.Lock()
         self._fresh_until = -math.inf
-        self._seen: Mapping[Path, FileKey] | None = None
+        # What was on disk when the catalog was last made of it, and which version that made.
+        self._seen: tuple[Mapping[Path, FileKey], int] | None = None
         self._lingering: set[str] = set()
         """What is open though its file is gone."""
         self._complaint = ""
@@ -66,20 +67,20 @@ class Lookout:
         version, before = self._catalog.version, self._catalog.entries()
         held = {entry.name: entry for entry in before if entry.base is None and self._is_open(entry)}
         seen = await anyio.to_thread.run_sync(survey, self._catalog.config)
-        if seen == self._seen and self._lingering <= held.keys() and not always:
+        if (seen, version) == self._seen and self._lingering <= held.keys() and not always:
             return False
         try:
             new = await anyio.to_thread.run_sync(self._catalog.rescanned, held)
         except ConfigError:
-            self._seen = seen  # it is so until something changes
+            self._seen = seen, version  # it is so until something changes
             raise
         if self._catalog.version != version:
             return False  # a name was given another file meanwhile: the next look begins with that
-        self._seen = seen
         self._lingering = {
             name for name, entry in held.items() if not all(path in seen for path in entry.paths)
         }
         self._catalog.adopt(new)
+        self._seen = seen, self._catalog.version
         names, now = {entry.name for entry in before}, set(new.names())
         _tell("new models", now - names)
         _tell("models that left with their files", names - now)

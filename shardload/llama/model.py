@@ -319,6 +319,8 @@ def _finish(
             raise raised[0]
         if vocab is not None and not shared_vocabularies().fits(vocab, paths):
             raise LoadFailed(str(paths[0]), "it was replaced while it was opened, by a file of other tokens")
+        if not loading.identities:  # llama.cpp has mapped or read them itself
+            loading.identities.extend(map(FileIdentity.of, paths))
         loading.finish()
     except BaseException:
         llama.lib.llama_model_free(pointer)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import threading
+from bisect import bisect_left, bisect_right, insort
 from pathlib import Path
 
 from shardload.memory.pages import Range
@@ -39,7 +40,8 @@ class MappedFile:
     def note_lookups(self, place: Range) -> None:
         """Remember that a part of it, in whole pages, is read without neighbours; see ``lookups``."""
         with self._files._lock:
-            self.lookups |= {place}
+            if place not in self.lookups:
+                self.lookups |= {place}
 
     def release(self) -> None:
         """Use it no more; once for each time it was got."""
@@ -52,6 +54,8 @@ class MappedFiles:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[FileNumber, MappedFile] = {}
+        # In order of addresses.
+        self._mapped: list[MappedFile] = []
 
     def open(self, file: Path | int) -> MappedFile:
         """Map a file, given by its path or a descriptor, or share the mapping that there is.
@@ -69,8 +73,9 @@ class MappedFiles:
     def at(self, address: int) -> MappedFile | None:
         """The file that is mapped there."""
         with self._lock:
-            found = (file for file in self._files.values() if 0 <= address - file.address < file.length)
-            return next(found, None)
+            index = bisect_right(self._mapped, address, key=_address) - 1
+            found = self._mapped[index] if index >= 0 else None
+            return found if found is not None and address < found.address + found.length else None
 
     def _open(self, descriptor: int) -> MappedFile:
         status = os.fstat(descriptor)
@@ -87,6 +92,7 @@ class MappedFiles:
                     current().prefer_large_pages(address, status.st_size)
                 found = MappedFile(self, number, address, status.st_size, gives_pages=gives_pages)
                 self._files[number] = found
+                insort(self._mapped, found, key=_address)
             found.users += 1
             return found
 
@@ -96,7 +102,12 @@ class MappedFiles:
             if file.users:
                 return
             self._files.pop(number)
+            del self._mapped[bisect_left(self._mapped, file.address, key=_address)]
             libc.unmap(file.address, file.length)
+
+
+def _address(file: MappedFile) -> int:
+    return file.address
 
 
 @functools.cache

@@ -208,3 +208,25 @@ async def test_a_limit_that_cannot_be_set_is_not_counted(
         assert library.status("a").state == "streaming"
         assert library.used_bytes <= ONE_MODEL - 20
         again.release()
+
+
+async def test_idle_weights_that_cannot_get_another_limit_are_opened_anew(
+    open_library: OpenLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_library("a", budget=2) as library:
+        refusals = []
+
+        async def refuse(weights: object, limit_bytes: int | None) -> None:
+            refusals.append(limit_bytes)
+            raise OSError(errno.EAGAIN, "no thread")
+
+        await library.use("a")
+        library.manager._budget.configured = 100
+        library.manager.turn()
+        await library.rest()
+        monkeypatch.setattr(library.opener, "set_resident_limit", refuse)
+        held = await library.lease("a")
+        assert (library.status("a").state, len(refusals)) == ("streaming", 1)
+        assert library.opener.opens == {"a": 2}
+        assert library.used_bytes <= 100
+        held.release()

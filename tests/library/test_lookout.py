@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from fake_library import Library, OpenLibrary, write_model
 
 from shardload.errors import ConfigError, ModelNotFound, OpenFailed
 from shardload.library import catalog as catalogs
 from shardload.library import lookout
+from shardload.library.catalog import Catalog
 from shardload.library.lookout import REST_SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -179,6 +181,31 @@ async def test_a_name_that_was_given_another_file_meanwhile(
         monkeypatch.setattr(lookout, "survey", real)
         assert await look(library) == ("a", "b", "c")
         assert library.catalog.get("a").path.name == "b.gguf"
+
+
+async def test_a_configuration_that_was_taken_over_meanwhile(
+    open_library: OpenLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_library("ab") as library:
+        held, real = await library.lease("a"), lookout.survey
+        old = Catalog(library.catalog.config)
+        write_model(library.folder / "c.gguf")
+        assert await look(library) == ("a", "b", "c")
+        # One that was read before the file came.
+        library.catalog.adopt(old)
+        assert library.catalog.names() == ("a", "b")
+        assert await look(library) == ("a", "b", "c")
+
+        def meanwhile(config: Any) -> Any:
+            found = real(config)
+            library.catalog.adopt(
+                Catalog(msgspec.structs.replace(config, folders=(), files=(str(library.folder / "b.gguf"),)))
+            )
+            return found
+
+        monkeypatch.setattr(lookout, "survey", meanwhile)
+        assert await look(library) == ("b",)
+        held.release()
 
 
 async def test_a_folder_that_is_gone_changes_nothing(

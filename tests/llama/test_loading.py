@@ -255,6 +255,7 @@ def test_layers_on_another_device_take_the_ordinary_way(path: Path, pantry: Pant
     pack_file(path, pantry)
     with open_shelved(path, pantry, gpu_layers=1) as model:
         assert (model.tensors, model.mappings) == ((), ())
+        assert model.is_of([path.stat()])
         assert pack(model, pantry) == 0
         assert say(model) == said_by(path, PACKED)
 

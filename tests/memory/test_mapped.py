@@ -143,6 +143,7 @@ def test_a_file_knows_whether_its_pages_may_be_sent_away(
 def test_files_are_found_by_their_addresses(files: MappedFiles, path: Path, tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"other")
     both = [files.open(path), files.open(tmp_path / "other")]
+    assert files.at(min(file.address for file in both) - 1) is None
     for file in both:
         assert files.at(file.address) is files.at(file.address + file.length - 1) is file
         assert files.at(file.address + file.length) is None  # within its last page
