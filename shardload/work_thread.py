@@ -6,9 +6,10 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,40 +22,56 @@ class WorkThread:
 
     def __init__(self, name: str, begin: Callable[[], None] = lambda: None) -> None:
         """``begin`` is called on the thread before anything else."""
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=_do_all, args=(self._jobs, begin), name=name, daemon=True)
         self._thread.start()
         weakref.finalize(self, self._jobs.put, None).atexit = False
 
     def submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
-        """Have something done after all that was submitted before."""
-        future: Future[T] = Future()
-        self._jobs.put(partial(_do, partial(work, *arguments), future))
-        return future
+        """Have something done after all that was submitted before; cancelled after ``close``."""
+        job = _Job(partial(work, *arguments))
+        with self._lock:
+            if self._closed:
+                job.future.cancel()
+            else:
+                self._jobs.put(job)
+        return job.future
 
     def close(self) -> None:
-        """Wait for what is being done, and do nothing else any more. Idempotent."""
-        while True:
-            try:
-                self._jobs.get_nowait()
-            except Empty:
-                break
+        """Wait for what is being done, and cancel what has not begun. Idempotent."""
+        with self._lock:
+            self._closed = True
+        with suppress(Empty):
+            while True:
+                if (job := self._jobs.get_nowait()) is not None:
+                    job.future.cancel()
         self._jobs.put(None)
         self._thread.join()
 
 
-def _do_all(jobs: SimpleQueue[Callable[[], None] | None], begin: Callable[[], None]) -> None:
+class _Job:
+    """A piece of work, and who waits for it."""
+
+    __slots__ = ("_work", "future")
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self.future: Future[Any] = Future()
+
+    def do(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self._work())
+        except BaseException as error:
+            self.future.set_exception(error)
+            del self  # the error's traceback has this frame
+
+
+def _do_all(jobs: SimpleQueue[_Job | None], begin: Callable[[], None]) -> None:
     begin()
     while (job := jobs.get()) is not None:
-        job()
+        job.do()
         del job  # and with it what it worked on
-
-
-def _do(work: Callable[[], T], future: Future[T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
-        del work, future  # its traceback has this frame
