@@ -142,6 +142,8 @@ def test_linux_tells_of_the_pages_of_its_own_files(
     path.write_bytes(b"x" * nbytes)
     with path.open("rb") as file:
         assert linux.may_send_away(file.fileno())
+        monkeypatch.setattr(os, "geteuid", lambda: os.stat(path).st_uid + 1)
+        assert linux.may_send_away(file.fileno())
         monkeypatch.setattr(libc, "mincore", mincore)  # as it is for a file of somebody else
         assert not linux.may_send_away(file.fileno())
 
