@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from queue import SimpleQueue
 from time import perf_counter
 from types import TracebackType
@@ -29,6 +29,7 @@ from shardload.engine.scheduler import next_turn
 from shardload.engine.stream import Poster
 from shardload.engine.workload import Workload
 from shardload.errors import HandleClosed, NativeError, ShardloadError, ShuttingDown
+from shardload.work_thread import WorkThread
 
 __all__ = ["Engine", "Lane"]
 
@@ -52,7 +53,7 @@ class Lane:
         self._step = 0
         self.is_busy = False
         """Whether steps follow each other now; to be read on any thread."""
-        self._second: ThreadPoolExecutor | None = None
+        self._second: WorkThread | None = None
         self._said_no_thread = False
         self._stopping = False
         self._ended = False
@@ -231,14 +232,14 @@ class Lane:
 
     def _step_beside(self, workload: Workload) -> Future[tuple[float, Exception | None]] | None:
         """Begin a step on the second thread; None where the system has no thread for it now."""
-        self._second = self._second or ThreadPoolExecutor(1, "shardload-lane-second")
         try:
-            return self._second.submit(self._timed_step, workload, 2)
+            self._second = self._second or WorkThread("shardload-lane-second")
         except RuntimeError as error:
             if not self._said_no_thread:
                 self._said_no_thread = True
                 logger.warning("models compute one after the other, not side by side: %s", error)
             return None
+        return self._second.submit(self._timed_step, workload, 2)
 
     def _timed_step(self, workload: Workload, parts: int) -> tuple[float, Exception | None]:
         crowded = any(other.is_running for other in self._workloads if other is not workload)
@@ -252,7 +253,7 @@ class Lane:
 
     def _end_second_thread(self) -> None:
         if self._second is not None:
-            self._second.shutdown()
+            self._second.close()
             self._second = None
 
     def _deliver(self) -> None:

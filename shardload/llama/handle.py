@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ def closed_by_collector() -> bool:
     return _collector.closes
 
 
-class Handle:
+class Handle(ABC):
     """One C object with one owner.
 
     `close()` is idempotent; use after it raises HandleClosed; a handle that nobody closed is closed by the
@@ -53,8 +54,9 @@ class Handle:
         if pointer is not None:
             self._free(pointer)
 
+    @abstractmethod
     def _free(self, pointer: Any) -> None:
-        raise NotImplementedError
+        """Give one back that nobody uses any more."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from fakes import FakeRunner
@@ -271,18 +271,24 @@ def test_two_that_generate_compute_at_the_same_time_on_halves_of_the_cores(
     monkeypatch.setattr("shardload.engine.lane.next_turn", lambda ready: list(ready[:2]))
     together = threading.Barrier(2)
     runners = [FakeRunner(reply=lambda prompt: "x" * 30) for _ in range(2)]
+
+    def meeting(runner: FakeRunner) -> Callable[[Sequence[Run]], None]:
+        meetings = iter(range(10))
+
+        def meet(runs: Sequence[Run]) -> None:
+            # Each counts by itself: what the other one has done may change between two looks at it.
+            if runner.parts[-1] == 2 and next(meetings, None) is not None:
+                together.wait(30)
+
+        return meet
+
+    for runner in runners:
+        runner.on_decode = meeting(runner)
     engines = [lane.attach(runner, name=str(number)) for number, runner in enumerate(runners)]
     # The first one is held in a step of its own until the second one waits too.
     runners[0].gate.clear()
     readers = [submit(engine, [number], 20) for number, engine in enumerate(engines)]
     assert runners[0].entered.wait(30)
-
-    def meet(runs: Sequence[Run]) -> None:
-        if 0 < len(runners[0].steps) < 15:
-            together.wait(30)
-
-    for runner in runners:
-        runner.on_decode = meet
     runners[0].gate.set()
     assert [reader.wait().text for reader in readers] == ["x" * 20] * 2
     assert 2 in runners[0].parts

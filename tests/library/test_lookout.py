@@ -29,29 +29,16 @@ async def look(library: Library) -> tuple[str, ...]:
     return library.catalog.names()
 
 
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files whose headers are read from now on."""
-    found: list[Path] = []
-    real = catalogs.read_facts
+def called(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """What a module's function of one argument is called with from now on."""
+    found: list[Any] = []
+    real = getattr(module, name)
 
-    def read(path: Path) -> Any:
-        found.append(path)
-        return real(path)
+    def call(argument: Any) -> Any:
+        found.append(argument)
+        return real(argument)
 
-    monkeypatch.setattr(catalogs, "read_facts", read)
-    return found
-
-
-def surveys(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """One item for each look at the folders from now on."""
-    found: list[object] = []
-    real = lookout.survey
-
-    def survey(config: Any) -> Any:
-        found.append(config)
-        return real(config)
-
-    monkeypatch.setattr(lookout, "survey", survey)
+    monkeypatch.setattr(module, name, call)
     return found
 
 
@@ -70,7 +57,7 @@ async def test_files_come_and_go(open_library: OpenLibrary, caplog: pytest.LogCa
 
 async def test_a_look_is_good_for_a_while(open_library: OpenLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_library("a") as library:
-        looks = surveys(monkeypatch)
+        looks = called(monkeypatch, lookout, "survey")
         async with anyio.create_task_group() as tasks:
             for _ in range(20):
                 tasks.start_soon(library.manager.look_again)
@@ -112,7 +99,7 @@ async def test_nothing_is_read_where_nothing_changed(
 ) -> None:
     async with open_library("ab") as library:
         await look(library)
-        version, read = library.catalog.version, reads(monkeypatch)
+        version, read = library.catalog.version, called(monkeypatch, catalogs, "read_facts")
         await look(library)
         assert library.catalog.version == version
         write_model(library.folder / "c.gguf")
