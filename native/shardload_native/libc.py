@@ -38,14 +38,14 @@ def map_shared(descriptor: int, length: int) -> int:
     _, library = calls()
     address: int = library.mmap(0, length, PROT_READ, MAP_SHARED, descriptor, 0)
     if address == MAP_FAILED:
-        _check(-1, "mmap")
+        check(-1, "mmap")
     return address
 
 
 def unmap(address: int, length: int) -> None:
     """Take a mapping away; nobody may look at it any more. Raises OSError."""
     _, library = calls()
-    _check(library.munmap(address, length), "munmap")
+    check(library.munmap(address, length), "munmap")
 
 
 def mincore(address: int, length: int, vector: bytearray) -> None:
@@ -54,25 +54,25 @@ def mincore(address: int, length: int, vector: bytearray) -> None:
     Raises OSError; ENOMEM where a page of the range is not mapped.
     """
     ffi, library = calls()
-    _check(library.mincore(address, length, ffi.from_buffer(vector)), "mincore")
+    check(library.mincore(address, length, ffi.from_buffer(vector)), "mincore")
 
 
 def madvise(address: int, length: int, advice: int) -> None:
     """Tell the system how a range will be used; ``address`` begins a page. Raises OSError."""
     _, library = calls()
-    _check(library.madvise(address, length, advice), "madvise")
+    check(library.madvise(address, length, advice), "madvise")
 
 
 def msync(address: int, length: int, flags: int) -> None:
     """Bring a mapped range and its file together; ``address`` begins a page. Raises OSError."""
     _, library = calls()
-    _check(library.msync(address, length, flags), "msync")
+    check(library.msync(address, length, flags), "msync")
 
 
 def mprotect(address: int, length: int, protection: int) -> None:
     """Say what a mapped range may be used for; ``address`` begins a page. Raises OSError."""
     _, library = calls()
-    _check(library.mprotect(address, length, protection), "mprotect")
+    check(library.mprotect(address, length, protection), "mprotect")
 
 
 def cached_pages(descriptor: int, offset: int, length: int) -> int:
@@ -81,7 +81,7 @@ def cached_pages(descriptor: int, offset: int, length: int) -> int:
     asked = ffi.new("struct cachestat_range *", {"off": offset, "len": length})
     answer = ffi.new("struct cachestat *")
     number, handle, flags = ffi.cast("long", CACHESTAT), ffi.cast("int", descriptor), ffi.cast("int", 0)
-    _check(library.syscall(number, handle, asked, answer, flags), "cachestat")
+    check(library.syscall(number, handle, asked, answer, flags), "cachestat")
     return int(answer.nr_cache)
 
 
@@ -107,7 +107,8 @@ def calls() -> tuple[Any, Any]:
         raise OSError(errno.ENOSYS, "this system has no C library of the POSIX kind") from error
 
 
-def _check(status: int, call: str) -> None:
+def check(status: int, call: str) -> None:
+    """Raise OSError for a call that did not return 0."""
     if status != 0:
         code = calls()[0].errno
         raise OSError(code, f"{call}: {os.strerror(code)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from shardload_native import libc
 
 # No C library's sem_t is larger than 32 bytes.
@@ -38,12 +36,8 @@ class Semaphore:
         self._start(value)
 
     def _start(self, value: int) -> None:
-        if self._library.sem_init(self._memory, 0, value) != 0:
-            code = self._ffi.errno
-            raise OSError(code, f"sem_init: {os.strerror(code)}")
+        libc.check(self._library.sem_init(self._memory, 0, value), "sem_init")
 
     def post(self) -> None:
         """Count one up. Raises OSError where it cannot go higher."""
-        if self._library.sem_post(self._memory) != 0:
-            code = self._ffi.errno
-            raise OSError(code, f"sem_post: {os.strerror(code)}")
+        libc.check(self._library.sem_post(self._memory), "sem_post")

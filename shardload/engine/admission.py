@@ -12,7 +12,7 @@ from time import perf_counter
 from shardload.engine.cache import Cache
 from shardload.engine.roster import Roster
 from shardload.engine.runner import Runner
-from shardload.engine.sequence import Sequence
+from shardload.engine.sequence import Sequence, goes_on_below
 from shardload.engine.slots import Placement
 
 # Cells kept free for each sequence at admission, so that a new one does not at once drive out another.
@@ -31,7 +31,7 @@ class Admission:
     def admit(self, output_limit: int, reserved: int) -> None:
         """Start whoever can start now; ``reserved`` slots stay free."""
         # One that was paused comes back when its reader has taken half of what it was behind.
-        near = output_limit // 2 + 1
+        near = goes_on_below(output_limit)
         for sequence in list(self._roster.queue):
             if sequence.stalled and not sequence.may_go_on(near):
                 continue

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from shardload.engine.slots import Slot
 
 
+def goes_on_below(limit: int) -> int:
+    """A sequence that was held back at ``limit`` deltas goes on when its reader is fewer than this behind."""
+    return limit // 2 + 1
+
+
 class Sequence:
     """The handle that ``Engine.submit`` gives, and the lane's own record of the same request.
 

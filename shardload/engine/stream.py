@@ -11,6 +11,7 @@ from typing import Self
 
 from shardload.engine.request import Delta
 from shardload.engine.sequence import Sequence as EngineSequence
+from shardload.engine.sequence import goes_on_below
 from shardload.errors import ShardloadError
 
 Event = Delta | ShardloadError
@@ -26,15 +27,13 @@ class Poster:
     every token takes a core from the computation each time.
     """
 
-    __slots__ = ("_awaited", "_held_events", "_patience", "_pending", "_scheduled", "flush", "loop")
+    __slots__ = ("_awaited", "_patience", "_pending", "_scheduled", "flush", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
         """``limit`` is how many events a reader may be behind before its sequence is held back."""
         self.loop = loop
-        # One that was held back goes on when its reader is half of the limit behind, or less: what lies here
-        # must not keep it from that.
-        self._patience = min(PATIENT_EVENTS, limit // 2 + 1)
-        self._held_events = 0
+        # What lies here counts as unread, and must not keep one that was held back from going on.
+        self._patience = min(PATIENT_EVENTS, goes_on_below(limit))
         self._pending: deque[tuple[Mailbox, Sequence[Event]]] = deque()
         self._scheduled = self._awaited = False
         # One bound method for all, so that the lane sees that its sinks share it.
@@ -43,16 +42,15 @@ class Poster:
     def post(self, mailbox: Mailbox, events: Sequence[Event]) -> None:
         """Lane thread: keep events for the next flush."""
         self._pending.append((mailbox, events))
-        self._held_events += len(events)
         self._awaited = self._awaited or not mailbox.patient or any(map(_ends, events))
 
     def _flush(self) -> None:
         if self._scheduled or not self._pending:
             return
-        if not self._awaited and self._held_events < self._patience:
+        # The lane posts one event at a time.
+        if not self._awaited and len(self._pending) < self._patience:
             return
         self._awaited = False
-        self._held_events = 0
         self._scheduled = True
         try:
             self.loop.call_soon_threadsafe(self.deliver)

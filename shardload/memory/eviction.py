@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardload.memory.advise import page_out, populate_read
-from shardload.memory.mapped import MappedFile, mapped_files
+from shardload.memory.mapped import mapped_files
 from shardload.memory.pages import PAGE_BYTES, Range, page_span
 from shardload.memory.platform import current
 from shardload.memory.residency import resident_pages
@@ -33,12 +33,14 @@ def evict(place: Range) -> int | None:
     if file is not None and not file.gives_pages:
         return int(before.sum()) * PAGE_BYTES
     left = _resident(span.address, span.length)
+    noted, end = file.lookups if file is not None else (), span.address + span.length
+    lookups = [one for one in noted if one.address < end and span.address < one.end]
     # Once for what was not in the page table, and once for large pages that the range has a part of: those
     # are split at first, and leave the table without leaving memory.
     for _ in range(2):
         for start, pages in runs(left):
             # A page that went meanwhile is read again: few, and they leave with the others.
-            _touch(Range(span.address + start * PAGE_BYTES, pages * PAGE_BYTES), file)
+            _touch(Range(span.address + start * PAGE_BYTES, pages * PAGE_BYTES), lookups)
         if left.any():
             page_out(span.address, span.length)
             left = _resident(span.address, span.length)
@@ -58,7 +60,7 @@ def _resident(address: int, length: int) -> NDArray[np.bool_]:
     return pages
 
 
-def _touch(place: Range, file: MappedFile | None) -> None:
+def _touch(place: Range, lookups: Sequence[Range]) -> None:
     """Have pages that are in memory in the page table, and bring none of their neighbours."""
     read_ahead = current().read_ahead
     read_ahead(place.address, place.length, False)
@@ -66,6 +68,6 @@ def _touch(place: Range, file: MappedFile | None) -> None:
         populate_read(place.address, place.length)
     finally:
         read_ahead(place.address, place.length, True)
-        for looked_up in file.lookups if file is not None else ():
+        for looked_up in lookups:
             if place.address < looked_up.end and looked_up.address < place.end:
                 read_ahead(looked_up.address, looked_up.length, False)
